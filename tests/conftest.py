@@ -1,0 +1,127 @@
+"""Leak checks that every test passes through: a test ends with what it began with.
+
+Per test: open descriptors, child processes, and mounts. Per session: processes that inherited this
+session's mark, and control groups of ours. What is *not* checked here: tasks, which a nursery cannot
+leak.
+
+A difference is looked at again for a moment before it counts, since a worker thread of Trio may
+still drop its last reference, and a descriptor in a reference cycle closes when the cycle is
+collected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SETTLE = 2.0
+"""Seconds that a leftover has to go away."""
+
+SESSION_MARK = "CONTAINER_TEST_SESSION"
+"""Environment variable by which a process of this session is known, whoever its parent is by then."""
+
+ALONE = bool(os.environ.get("CI"))
+"""In CI nothing else runs on the machine, so that any new mount or cgroup is ours."""
+
+
+def open_descriptors() -> frozenset[str]:
+    """Return `number target` of each open descriptor of this process."""
+    found: set[str] = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+    return frozenset(found)
+
+
+def children() -> frozenset[str]:
+    """Return `pid name` of each child of this process, zombies included."""
+    found: set[str] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            for pid in Path(f"/proc/self/task/{task}/children").read_text().split():
+                found.add(f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}")
+    return frozenset(found)
+
+
+def mount_points(below: str) -> frozenset[str]:
+    """Return the mount points of this mount namespace that start with `below`."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return frozenset(point for line in lines if (point := line.split()[4]).startswith(below))
+
+
+def control_groups() -> frozenset[str]:
+    """Return the control groups that name us, of one hierarchy of each kind."""
+    found: set[str] = set()
+    for hierarchy in ("/sys/fs/cgroup", "/sys/fs/cgroup/pids"):
+        for folder in (*Path(hierarchy).glob("container*"), *Path(hierarchy).glob("container*/*")):
+            if folder.is_dir():
+                found.add(str(folder))
+    return frozenset(found)
+
+
+def marked_processes() -> frozenset[str]:
+    """Return `pid command` of each other live process that inherited this session's mark."""
+    mark = f"{SESSION_MARK}={os.environ.get(SESSION_MARK, '')}".encode()
+    found: set[str] = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if int(pid) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found.add(f"{pid} {command}")
+    return frozenset(found)
+
+
+def left_over(
+    look: Callable[[], frozenset[str]], before: frozenset[str], settle: float = SETTLE
+) -> list[str]:
+    """Return what `look` finds beyond `before`, once it has had `settle` seconds to go."""
+    deadline = time.monotonic() + settle
+    while True:
+        left = look() - before
+        if not left or time.monotonic() > deadline:
+            return sorted(left)
+        gc.collect()
+        # Nothing to wait on: what goes away here is another thread's last reference.
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail a test that leaves a descriptor, a child or a mount behind."""
+    below = "/" if ALONE else str(tmp_path_factory.getbasetemp())
+    descriptors, processes, mounts = open_descriptors(), children(), mount_points(below)
+    yield
+    problems = [
+        f"{kind} left open: {left}"
+        for kind, left in (
+            ("children", left_over(children, processes)),
+            ("descriptors", left_over(open_descriptors, descriptors)),
+            ("mounts", left_over(lambda: mount_points(below), mounts)),
+        )
+        if left
+    ]
+    assert not problems, "; ".join(problems)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_survives_the_session() -> Iterator[None]:
+    """Fail the session if a process that it started, or a control group of ours, is left."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        yield
+        return
+    os.environ[SESSION_MARK] = str(os.getpid())
+    groups = control_groups()
+    yield
+    processes = left_over(marked_processes, frozenset(), settle=10)
+    assert not processes, f"processes left running: {processes}"
+    if ALONE:
+        left = left_over(control_groups, groups)
+        assert not left, f"control groups left: {left}"
