@@ -1,8 +1,8 @@
 """Leak checks that every test passes through: a test ends with what it began with.
 
-Per test: open descriptors, child processes, and mounts. Per session: processes that inherited this
-session's mark, and control groups of ours. What is *not* checked here: tasks, which a nursery cannot
-leak.
+Per test: open descriptors, child processes, and mounts. Per session: processes that inherited
+this session's mark, and control groups of ours. What is *not* checked here: tasks, which a nursery
+cannot leak.
 
 A difference is looked at again for a moment before it counts, since a worker thread of Trio may
 still drop its last reference, and a descriptor in a reference cycle closes when the cycle is
@@ -24,7 +24,7 @@ SETTLE = 2.0
 """Seconds that a leftover has to go away."""
 
 SESSION_MARK = "CONTAINER_TEST_SESSION"
-"""Environment variable by which a process of this session is known, whoever its parent is by then."""
+"""Environment variable by which a process of this session is known, whoever its parent is."""
 
 ALONE = bool(os.environ.get("CI"))
 """In CI nothing else runs on the machine, so that any new mount or cgroup is ours."""
@@ -125,3 +125,10 @@ def nothing_survives_the_session() -> Iterator[None]:
     if ALONE:
         left = left_over(control_groups, groups)
         assert not left, f"control groups left: {left}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how long all of `scripts/test` took, set-up and other interpreters included."""
+    started = os.environ.get("CONTAINER_TESTS_STARTED")
+    if started:
+        terminalreporter.write_line(f"scripts/test took {time.time() - int(started):.0f} s")
