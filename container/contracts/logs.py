@@ -19,11 +19,14 @@ import struct
 import threading
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Self
 
 import trio
 from attrs import evolve, frozen
 
+from container.contracts.runtime import LogFiles
+from container.ipc import Fd
 from container.storage.watch import Change, watch
 
 _RECORD = struct.Struct("<QQIB3x")
@@ -34,6 +37,11 @@ LENGTH_MAX = 0xFFFFFFFF
 _BATCH = 4096
 """Records read at once: 96 KiB, and at most some GiB of data."""
 _SPLICE_NONBLOCK = 2
+
+DATA_NAME = "data"
+"""Name of the data file in a container's `log` folder."""
+INDEX_NAME = "index"
+"""Name of the index beside it."""
 
 
 class LogStream(enum.IntEnum):
@@ -76,6 +84,20 @@ def decode_records(data: bytes) -> tuple[Record, ...]:
         Record(offset, time, length, LogStream(stream))
         for offset, time, length, stream in _RECORD.iter_unpack(memoryview(data)[:whole])
     )
+
+
+def open_log(folder: Path) -> LogFiles:
+    """Open the log in a container's `log` folder for reading; whoever gets it closes both.
+
+    Raises:
+        FileNotFoundError: the container has not been started yet, or keeps no log.
+    """
+    data = Fd(os.open(folder / DATA_NAME, os.O_RDONLY | os.O_CLOEXEC))
+    try:
+        return LogFiles(data, Fd(os.open(folder / INDEX_NAME, os.O_RDONLY | os.O_CLOEXEC)))
+    except BaseException:
+        data.close()
+        raise
 
 
 class LogReader:
@@ -269,9 +291,8 @@ class _Copier:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_when_cancelled)
             with trio.CancelScope(shield=True):
-                failure = await trio.to_thread.run_sync(self._copy_runs, runs)
+                self._failure = await trio.to_thread.run_sync(self._copy_runs, runs)
             nursery.cancel_scope.cancel()
-            self._failure = failure
         if self._failure is not None:
             raise self._failure  # outside the nursery, which would wrap it in a group
         await trio.lowlevel.checkpoint_if_cancelled()
