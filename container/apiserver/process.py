@@ -1,0 +1,43 @@
+"""The process `container-apiserver`: serves containers, plugins and health on one socket."""
+
+from __future__ import annotations
+
+import trio
+
+from container.process import Context, run_process
+
+
+async def serve(context: Context) -> None:
+    """Serve `Containers`, `Plugins` and `Health` until stopped."""
+    from container.apiserver.containers import ContainersService, utc_now
+    from container.apiserver.health import HealthService
+    from container.apiserver.links import Link
+    from container.apiserver.plugins import PluginsService
+    from container.contracts.images import Images
+    from container.contracts.launcher import Launcher
+    from container.contracts.runtime import SandboxGate
+    from container.ipc import open_service
+
+    paths = context.paths
+    plugins = PluginsService()
+    async with (
+        plugins,
+        Link(Images, paths.images_socket) as images,
+        Link(Launcher, paths.launcher_socket) as launcher,
+    ):
+        containers = ContainersService(
+            paths,
+            images=images,
+            launcher=launcher,
+            open_gate=SandboxGate.connect,
+            plugins=plugins,
+        )
+        health = HealthService(paths, census=containers.census, started=utc_now())
+        at = context.listener or paths.apiserver_socket
+        async with open_service(containers, plugins, health, at=at):
+            await trio.sleep_forever()
+
+
+def main() -> int:
+    """Run the process."""
+    return run_process("container-apiserver", serve)

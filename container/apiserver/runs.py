@@ -1,0 +1,141 @@
+"""One run of a container, seen from outside: does it run, and how did it end?
+
+The helper is the one who knows. A caller starts the container through its own endpoint, past this
+server, so a run is watched from its bootstrap on, and `list` asks the helpers. A helper that does
+not answer makes its container UNKNOWN, never stopped; one that came back and knows nothing makes
+the exit code None, never 0.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+import trio
+from attrs import evolve
+
+from container.apiserver.sandboxes import Sandboxes, Timeouts
+from container.contracts.apiserver import Container, ContainerStatus
+from container.contracts.runtime import (
+    INIT,
+    ExitStatus,
+    ProcessState,
+    SandboxPhase,
+    SandboxProcess,
+    SandboxState,
+)
+from container.ipc import ContainerError, InvalidState, NotFound
+
+RECONNECT_DELAYS = (0.0, 0.2, 1.0, 3.0, 10.0, 30.0)
+"""Seconds between attempts to reach a helper that went away; the last one repeats."""
+PATIENCE = 3
+"""Attempts after which the container's status is UNKNOWN."""
+
+_log = logging.getLogger(__name__)
+
+
+class RunWatch:
+    """Ask runtime helpers about their containers.
+
+    Args:
+        sandboxes: Reaches the helpers.
+        timeouts: Bounds.
+        clock: Says when an exit was noticed that nobody saw.
+    """
+
+    def __init__(
+        self, sandboxes: Sandboxes, timeouts: Timeouts, clock: Callable[[], datetime]
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._timeouts = timeouts
+        self._clock = clock
+
+    async def exit_of(
+        self, container_id: str, unreachable: Callable[[], None]
+    ) -> ExitStatus | None:
+        """Return how the run ended, once it has; None when nobody started it in time.
+
+        Args:
+            id: The container.
+            unreachable: Called when its helper has not answered for a while; the wait goes on.
+        """
+        started = False
+        failures = 0
+        while True:
+            try:
+                if failures:
+                    state = await self._sandboxes.call(
+                        container_id, lambda sandbox: sandbox.state()
+                    )
+                    if state.phase is SandboxPhase.EMPTY:
+                        return self.unknown_exit()
+                    failures = 0
+                if started:
+                    return await self._sandboxes.call(
+                        container_id, lambda sandbox: sandbox.wait(INIT)
+                    )
+                with trio.move_on_after(self._timeouts.start):
+                    return await self._sandboxes.call(
+                        container_id, lambda sandbox: sandbox.wait(INIT)
+                    )
+                state = await self._sandboxes.call(container_id, lambda sandbox: sandbox.state())
+                if state.phase is SandboxPhase.CREATED:
+                    return None
+                started = True
+            except (NotFound, InvalidState):
+                # A helper that came back and found nothing of this run.
+                return self.unknown_exit()
+            except ContainerError as error:
+                _log.warning("the helper of container %s does not answer: %s", container_id, error)
+                failures += 1
+                if failures == PATIENCE:
+                    unreachable()
+                # There is nothing to wait on: the helper's socket may be made by anyone at any
+                # time.
+                await trio.sleep(RECONNECT_DELAYS[min(failures, len(RECONNECT_DELAYS)) - 1])
+
+    async def look(self, container: Container) -> Container:
+        """Return `container` as its helper knows it now; UNKNOWN when it does not say in time."""
+        try:
+            with trio.move_on_after(self._timeouts.question):
+                state = await self._sandboxes.call(container.id, lambda sandbox: sandbox.state())
+                return seen(container, state)
+        except ContainerError as error:
+            _log.info("the helper of container %s does not answer: %s", container.id, error)
+        return evolve(container, status=ContainerStatus.UNKNOWN)
+
+    def unknown_exit(self) -> ExitStatus:
+        """Return the exit status of a run whose end nobody saw."""
+        return ExitStatus(code=None, exited_at=self._clock())
+
+
+def seen(container: Container, state: SandboxState) -> Container:
+    """Return `container` with what its helper says of the first process."""
+    init = first_process(state)
+    if init is None:
+        return evolve(container, status=ContainerStatus.UNKNOWN)
+    match init.state:
+        case ProcessState.CREATED:
+            return evolve(container, status=ContainerStatus.CREATED, pid=init.pid, exit=None)
+        case ProcessState.RUNNING:
+            return evolve(
+                container,
+                status=ContainerStatus.RUNNING,
+                pid=init.pid,
+                started_at=init.started_at or container.started_at,
+                ended=None,
+            )
+        case ProcessState.EXITED:
+            return evolve(
+                container,
+                status=ContainerStatus.STOPPED,
+                pid=None,
+                started_at=init.started_at or container.started_at,
+                ended=init.exit or ExitStatus(code=None),
+            )
+
+
+def first_process(state: SandboxState) -> SandboxProcess | None:
+    """Return the container's first process, if the helper has one."""
+    return next((process for process in state.processes if process.id == INIT), None)

@@ -1,0 +1,281 @@
+"""The runtime helpers: one process per container, registered with the launcher, reached through a
+gate.
+
+For each container this keeps at most one connection: to the gate, which is the helper's public
+socket, and through it a private endpoint on which the real operations are. A caller outside gets an
+endpoint of its own, limited to what it may do.
+
+What this is *not*: it does not know whether a container runs; that is `runs`' subject.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar, cast
+
+import trio
+from attrs import field, frozen
+
+from container.apiserver.links import Caller, leaves, single
+from container.contracts.apiserver import Plugin
+from container.contracts.launcher import Launcher, Restart, ServiceUnit
+from container.contracts.runtime import Sandbox, SandboxGate
+from container.ipc import Actor, Endpoint, Fate, PeerGone, Unavailable
+
+T = TypeVar("T")
+
+CLIENT_ROUTES = ("start", "wait", "resize", "kill")
+"""What an endpoint offers that is handed to a caller outside."""
+
+OpenGate = Callable[[str], AbstractAsyncContextManager[SandboxGate]]
+"""Connect to the gate behind a socket path; connecting starts the helper."""
+
+ChoosePlugin = Callable[[], Awaitable[Plugin]]
+"""Return the plugin whose helper runs containers."""
+
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class Timeouts:
+    """Bounds, in seconds, on what a helper or a client that does not answer may cost."""
+
+    connect: float = 60.0
+    """From registering a helper to its first answer."""
+    shutdown: float = 20.0
+    """For a helper to end its container and itself."""
+    question: float = 1.0
+    """For `list` and `get` to ask a helper what runs."""
+    linger: float = 1.0
+    """Between a container's exit and its helper's end, for a client that has just started it and
+    has not yet asked for its exit status."""
+    start: float = 60.0
+    """From bootstrap to start, after which the sandbox is undone."""
+    claim: float = 3600.0
+    """From the creation of a container that removes itself to its bootstrap, after which it is
+    removed."""
+    warm: float = 10.0
+    """That a helper started in advance waits for its bootstrap."""
+    clean_up: float = 60.0
+    """For the clean-up of one container, which no cancellation cuts short."""
+
+
+@frozen(eq=False)
+class _Connection:
+    gate: SandboxGate
+    sandbox: Sandbox
+    dropped: trio.Event = field(factory=trio.Event)
+    closed: trio.Event = field(factory=trio.Event)
+
+
+class Sandboxes(Actor):
+    """Reach the runtime helper of each container.
+
+    Args:
+        launcher: Registers and removes helpers.
+        open_gate: Connects to a helper's public socket.
+        plugin: Chooses the plugin that a new helper is started from.
+        socket: From a container's id to the path of its helper's socket.
+        timeouts: Bounds.
+    """
+
+    def __init__(
+        self,
+        launcher: Caller[Launcher],
+        open_gate: OpenGate,
+        plugin: ChoosePlugin,
+        socket: Callable[[str], str],
+        timeouts: Timeouts,
+    ) -> None:
+        self._launcher = launcher
+        self._open_gate = open_gate
+        self._plugin = plugin
+        self._socket = socket
+        self._timeouts = timeouts
+        self._connections: dict[str, _Connection] = {}
+
+    def connected(self, container_id: str) -> bool:
+        """Return whether a connection to the helper of container `id` is held."""
+        return container_id in self._connections
+
+    async def open(self, container_id: str) -> None:
+        """Register the helper, start it, and connect; does nothing when connected.
+
+        Atomic under cancellation but for the registered unit, which `discard` removes.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        async with self.exclusive(container_id):
+            if container_id in self._connections:
+                return
+            try:
+                with trio.fail_after(self._timeouts.connect):
+                    unit = self.unit(container_id, await self._plugin())
+                    path = await self._launcher(lambda launcher: launcher.register(unit))
+                    await self._connect(container_id, path)
+            except (PeerGone, trio.TooSlowError) as error:
+                raise Unavailable(
+                    f"the runtime helper of container {container_id} does not answer",
+                    hint="its log is in the logs folder; `container system status` shows it",
+                ) from error
+
+    async def rejoin(self, container_id: str) -> bool:
+        """Connect to a helper that may be there from before; return whether one answers.
+
+        A socket that the launcher holds starts the helper; without one nothing is started.
+        """
+        async with self.exclusive(container_id):
+            if container_id in self._connections:
+                return True
+            try:
+                with trio.fail_after(self._timeouts.connect):
+                    await self._connect(container_id, self._socket(container_id))
+            except (PeerGone, Unavailable, trio.TooSlowError):
+                return False
+            return True
+
+    def unit(self, container_id: str, plugin: Plugin) -> ServiceUnit:
+        """Return the launcher's unit of the helper of container `id`."""
+        return ServiceUnit(
+            name=unit_name(container_id),
+            command=(*plugin.command, container_id),
+            entry=plugin.entry,
+            description=f"runtime helper of container {container_id}",
+            listen=f"runtime/{container_id}.sock",
+            # A helper that died comes back on the next connection, which its API server makes: were
+            # it restarted by itself, a container whose helper can't work would start it for ever.
+            restart=Restart.NO,
+            outlives_launcher=True,
+        )
+
+    async def call(self, container_id: str, operation: Callable[[Sandbox], Awaitable[T]]) -> T:
+        """Run an operation on the container's sandbox, on a new connection if the old one is lost.
+
+        It is run again only when it certainly did not run.
+
+        Raises:
+            PeerGone: the helper went away under it.
+            Unavailable: it can't be reached.
+        """
+        for attempt in (1, 2):
+            if container_id not in self._connections and not await self.rejoin(container_id):
+                await self.open(container_id)
+            connection = self._connections.get(container_id)
+            if connection is None:
+                continue
+            try:
+                return await operation(connection.sandbox)
+            except PeerGone as error:
+                self._drop(container_id, connection)
+                if attempt == 2 or error.fate is Fate.UNKNOWN:
+                    raise
+        raise Unavailable(f"the runtime helper of container {container_id} does not stay")
+
+    async def hand_out(self, container_id: str) -> Endpoint[Sandbox]:
+        """Return an endpoint for a caller outside, limited to `CLIENT_ROUTES`."""
+        connection = self._connections.get(container_id)
+        if connection is None:
+            await self.open(container_id)
+            connection = self._connections[container_id]
+        try:
+            with trio.fail_after(self._timeouts.connect):
+                return await connection.gate.open(CLIENT_ROUTES)
+        except (PeerGone, trio.TooSlowError) as error:
+            self._drop(container_id, connection)
+            raise Unavailable(
+                f"the runtime helper of container {container_id} went away"
+            ) from error
+
+    async def shut_down(self, container_id: str, *, thorough: bool) -> None:
+        """End the container and its helper, and remove the helper's unit.
+
+        Args:
+            thorough: Something may be left of a run even if no helper answers, or one dies
+            meanwhile: a
+                fresh helper is started to clean it up.
+
+        Raises:
+            ContainerError: a fresh helper could not do it either; the unit stays, to try again.
+        """
+        done = await self._ask_to_end(container_id)
+        if not done and thorough:
+            await self._remove_unit(container_id)
+            await self.open(container_id)
+            try:
+                with trio.fail_after(self._timeouts.shutdown):
+                    await self.call(container_id, lambda sandbox: sandbox.shutdown())
+            except trio.TooSlowError as error:
+                raise Unavailable(
+                    f"the runtime helper of container {container_id} does not end it",
+                    hint="its log is in the logs folder",
+                ) from error
+        await self.discard(container_id)
+
+    async def discard(self, container_id: str) -> None:
+        """Close the connection and remove the helper's unit; the launcher ends what is left of
+        it."""
+        async with self.exclusive(container_id):
+            connection = self._connections.pop(container_id, None)
+            if connection is not None:
+                connection.dropped.set()
+                with trio.move_on_after(self._timeouts.question):
+                    await connection.closed.wait()
+            await self._remove_unit(container_id)
+
+    async def _ask_to_end(self, container_id: str) -> bool:
+        connection = self._connections.get(container_id)
+        if connection is None:
+            return False
+        try:
+            with trio.fail_after(self._timeouts.shutdown):
+                await connection.sandbox.shutdown()
+            return True
+        except (PeerGone, trio.TooSlowError):
+            self._drop(container_id, connection)
+            return False
+
+    async def _remove_unit(self, container_id: str) -> None:
+        await self._launcher(lambda launcher: launcher.remove(unit_name(container_id)))
+
+    def _drop(self, container_id: str, connection: _Connection) -> None:
+        if self._connections.get(container_id) is connection:
+            del self._connections[container_id]
+        connection.dropped.set()
+
+    async def _connect(self, container_id: str, path: str) -> None:
+        started = await self.nursery.start(self._hold, container_id, path)
+        self._connections[container_id] = cast("_Connection", started)
+
+    async def _hold(
+        self, container_id: str, path: str, *, task_status: trio.TaskStatus[_Connection]
+    ) -> None:
+        connection: _Connection | None = None
+        try:
+            async with self._open_gate(path) as gate:
+                endpoint = await gate.open(None)
+                try:
+                    async with endpoint.connect() as sandbox:
+                        connection = _Connection(gate, sandbox)
+                        task_status.started(connection)
+                        await connection.dropped.wait()
+                finally:
+                    endpoint.close()
+        except Exception as error:
+            if connection is None:
+                raise single(error) from None
+            if not all(isinstance(leaf, PeerGone) for leaf in leaves(error)):
+                _log.exception(
+                    "the connection to the helper of container %s ended badly", container_id
+                )
+        finally:
+            if connection is not None:
+                connection.closed.set()
+                self._drop(container_id, connection)
+
+
+def unit_name(container_id: str) -> str:
+    """Return the name under which the launcher knows the helper of container `id`."""
+    return f"runtime.{container_id}"

@@ -1,0 +1,204 @@
+"""The documents of all containers: one folder each, `<id>/container.json`.
+
+What is on disk is complete or absent. A folder is written under a hidden name and renamed into
+place, so a container either exists whole or not at all; a removal is first marked in the folder,
+then made invisible by a rename, then swept. Nothing here knows a running container: `status` in a
+document is what was intended last.
+
+A document that can't be read is reported with its path and set aside in memory; it is never
+deleted.
+
+All methods block: the actor calls them in a worker thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+import cattrs
+from attrs import evolve, frozen
+from cattrs.preconf.json import make_converter
+
+from container.apiserver.names import ID_DIGITS
+from container.contracts.apiserver import Container, ContainerStatus
+from container.ipc import ContainerError, DataLoss
+from container.storage.documents import Documents, sync_folder
+
+SCHEMA = 1
+DOCUMENT = "container.json"
+STARTED = "started"
+"""An empty file in the folder of a container that removes itself: it was bootstrapped."""
+REMOVING = "removing"
+"""An empty file in a container's folder: its removal has begun, and start-up finishes it."""
+
+_ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
+_log = logging.getLogger(__name__)
+
+
+def _converter() -> cattrs.Converter:
+    return make_converter()
+
+
+@frozen
+class Loaded:
+    """What was found at start-up."""
+
+    containers: tuple[Container, ...]
+    removing: tuple[str, ...]
+    """Ids whose removal was begun and not finished."""
+    broken: dict[str, DataLoss]
+    """By id: why a document can't be read."""
+
+
+class ContainerStore:
+    """Keep the documents of the containers of one root.
+
+    Args:
+        folder: Where the containers' folders are; made when first needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._documents = Documents(SCHEMA, _converter())
+
+    def folder(self, container_id: str) -> Path:
+        """Return the folder of a container."""
+        return self._folder / container_id
+
+    def load(self) -> Loaded:
+        """Read all documents, and sweep what was half made or half swept."""
+        containers: list[Container] = []
+        removing: list[str] = []
+        broken: dict[str, DataLoss] = {}
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for entry in sorted(os.scandir(self._folder), key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                if not mounts_below(Path(entry.path)):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+            elif not _ID.fullmatch(entry.name):
+                _log.warning("%s is not a container's folder: ignored", entry.path)
+            elif os.path.lexists(Path(entry.path, REMOVING)):
+                removing.append(entry.name)
+            else:
+                try:
+                    containers.append(self._read(entry.name))
+                except ContainerError as error:
+                    _log.error("container %s is set aside: %s", entry.name, error)
+                    broken[entry.name] = DataLoss(error.message, hint=error.hint)
+        return Loaded(tuple(containers), tuple(removing), broken)
+
+    def _read(self, container_id: str) -> Container:
+        path = self._folder / container_id / DOCUMENT
+        try:
+            container = self._documents.read(path, Container)
+        except OSError as error:
+            raise DataLoss(
+                f"{path} can't be read: {error.strerror}", hint="restore it or move it away"
+            ) from error
+        if container.id != container_id:
+            raise DataLoss(
+                f"{path} is of another container, {container.id}", hint="restore it or move it away"
+            )
+        if os.path.lexists(path.parent / STARTED):
+            return evolve(container, status=ContainerStatus.RUNNING)
+        return container
+
+    def create(self, container: Container) -> None:
+        """Make the folder with its document, durable when this returns; two syncs.
+
+        Raises:
+            OSError: there is no space; nothing is left.
+        """
+        hidden = self._folder / f".{container.id}.new"
+        try:
+            hidden.mkdir(mode=0o700)
+        except FileNotFoundError:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            hidden.mkdir(mode=0o700)
+        try:
+            # The folder's own sync is spared: syncing a file that was just made also makes its name
+            # durable on ext4, xfs, btrfs and f2fs, and the rename below is synced.
+            with open(hidden / DOCUMENT, "xb", opener=_private) as file:
+                file.write(self._encode(container))
+                file.flush()
+                os.fsync(file.fileno())
+            hidden.rename(self._folder / container.id)
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+        sync_folder(self._folder)
+
+    def _encode(self, container: Container) -> bytes:
+        body = {"schema": SCHEMA, "value": _converter().unstructure(container)}
+        return json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
+
+    def update(self, container: Container) -> None:
+        """Replace the document, durable when this returns."""
+        self._documents.write(self._folder / container.id / DOCUMENT, container)
+
+    def begin_run(self, container: Container) -> None:
+        """Write down that the container is about to run.
+
+        For one that removes itself this is an unsynced mark: whatever a power loss leaves of it is
+        removed by the next start, so that its first milliseconds need no sync.
+        """
+        if container.auto_remove:
+            (self._folder / container.id / STARTED).touch(mode=0o600)
+        else:
+            self.update(container)
+
+    def mark_removing(self, container_id: str) -> None:
+        """Write down that the container is being removed; whoever crashes now, start-up goes on."""
+        try:
+            (self._folder / container_id / REMOVING).touch(mode=0o600)
+        except FileNotFoundError:
+            pass  # there is no folder any more: the removal is nearly done
+
+    def remove(self, container_id: str, *, durable: bool = True) -> None:
+        """Remove the folder with all that is in it. A missing one is no error.
+
+        Args:
+            durable: Sync, so that a power loss can't bring it back. Not needed for a container that
+                removes itself: start-up would remove it again.
+
+        Raises:
+            OSError: something is still mounted there (EBUSY), or the disk fails.
+        """
+        hidden = self._folder / f".{container_id}.gone"
+        mounted = mounts_below(self._folder / container_id)
+        if mounted:
+            # Sweeping through a mount would delete what is behind it.
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), mounted[0])
+        try:
+            (self._folder / container_id).rename(hidden)
+        except FileNotFoundError:
+            return
+        if durable:
+            sync_folder(self._folder)
+        shutil.rmtree(hidden, ignore_errors=True)
+        if hidden.exists():
+            _log.warning("%s could not be removed whole; the next start tries again", hidden)
+
+
+def mounts_below(folder: Path) -> list[str]:
+    """Return the mount points below a folder. Source: proc_pid_mountinfo(5)."""
+    beginning = os.fsencode(f"{folder}/")
+    found: list[str] = []
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            point = line.split(b" ", 5)[4]
+            if b"\\" in point:
+                point = point.decode("unicode_escape").encode("latin-1")
+            if point.startswith(beginning):
+                found.append(os.fsdecode(point))
+    return found
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
