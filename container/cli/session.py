@@ -1,0 +1,150 @@
+"""A session: how one command line reaches the services.
+
+Commands get one and open what they need with `async with session.containers() as containers:`. A
+test gives its own, whose services are fakes or in this process. Trio and the framework are imported
+inside, since help and completion make a session too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from container.contracts.apiserver import Containers, Health
+    from container.contracts.images import Images
+    from container.contracts.launcher import Launcher
+    from container.ipc import Contract
+    from container.storage.paths import Paths
+
+QUICK = 60.0
+"""Seconds that a call may take which does no long work."""
+CONNECTING = 60.0
+"""Seconds for a connection, the start of the service behind it included."""
+
+T = TypeVar("T")
+C = TypeVar("C", bound="Contract")
+Arguments = TypeVarTuple("Arguments")
+
+
+class Session:
+    """The services of one system, connected to when they are needed.
+
+    Args:
+        paths: Where the system is; None is this user's.
+        debug: Show tracebacks.
+    """
+
+    def __init__(self, paths: Paths | None = None, *, debug: bool = False) -> None:
+        self._paths = paths
+        self.debug = debug
+
+    @property
+    def paths(self) -> Paths:
+        """Where state and sockets of the system are."""
+        if self._paths is None:
+            from container.storage.paths import Paths
+
+            self._paths = Paths.default()
+        return self._paths
+
+    def run(
+        self,
+        function: Callable[[Unpack[Arguments]], Awaitable[T]],
+        *arguments: *Arguments,
+    ) -> T:
+        """Run a coroutine function to its end and return what it returns.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, whatever else went wrong because of it.
+            BaseException: what the function raised; a group of one as that one.
+        """
+        import trio
+
+        from container.cli.failure import leaves_of
+
+        try:
+            return trio.run(function, *arguments)
+        except BaseExceptionGroup as group:
+            leaves = list(leaves_of(group))
+            for leaf in leaves:
+                if isinstance(leaf, KeyboardInterrupt):
+                    raise leaf from None
+            if len(leaves) == 1:
+                raise leaves[0] from None
+            raise
+
+    def containers(self) -> AbstractAsyncContextManager[Containers]:
+        """Connect to the API server; the system is started if it is not up."""
+        from container.contracts.apiserver import Containers
+
+        return self._connected(Containers, self.paths.apiserver_socket, start=True)
+
+    def health(self) -> AbstractAsyncContextManager[Health]:
+        """Connect to the API server's health; the system is not started for that."""
+        from container.contracts.apiserver import Health
+
+        return self._connected(Health, self.paths.apiserver_socket, start=False)
+
+    def images(self) -> AbstractAsyncContextManager[Images]:
+        """Connect to the images helper; the system is started if it is not up."""
+        from container.contracts.images import Images
+
+        return self._connected(Images, self.paths.images_socket, start=True)
+
+    def launcher(self) -> AbstractAsyncContextManager[Launcher]:
+        """Connect to the launcher; the system is not started for that.
+
+        Raises:
+            PeerGone: it does not run (`fate` is refused).
+        """
+        from container.contracts.launcher import Launcher
+
+        return self._connected(Launcher, self.paths.launcher_socket, start=False)
+
+    async def ensure_running(self) -> None:
+        """Start the system if it is not up, saying so on stderr."""
+        from container.cli.failure import say
+        from container.ipc import Fate, PeerGone
+
+        try:
+            async with self.launcher():
+                return
+        except PeerGone as gone:
+            if gone.fate is not Fate.REFUSED:
+                raise
+        from container.launcher.boot import ensure_running
+
+        say(f"starting the system (logs in {self.paths.logs})")
+        await ensure_running(self.paths)
+
+    @asynccontextmanager
+    async def _connected(self, contract: type[C], path: Path, *, start: bool) -> AsyncGenerator[C]:
+        import trio
+
+        from container.ipc import DeadlineExceeded, Fate, PeerGone
+
+        connected = False
+        for attempt in (1, 2):
+            try:
+                # Not `fail_after` around the entering alone: the connection's tasks outlive it.
+                with trio.CancelScope(deadline=trio.current_time() + CONNECTING) as connecting:
+                    async with contract.connect(path) as proxy:
+                        connected = True
+                        connecting.deadline = math.inf
+                        yield proxy
+                if connected:
+                    return
+                raise DeadlineExceeded(
+                    f"no answer from {path} within {CONNECTING:.0f} s",
+                    hint=f"see the logs in {self.paths.logs}",
+                )
+            except PeerGone as gone:
+                refused = not connected and gone.fate is Fate.REFUSED
+                if not (refused and start and attempt == 1):
+                    raise
+            await self.ensure_running()

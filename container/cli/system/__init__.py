@@ -1,0 +1,3 @@
+"""The verbs of the system itself, one per file."""
+
+from __future__ import annotations

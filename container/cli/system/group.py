@@ -1,0 +1,21 @@
+"""`container system`: the table of its verbs."""
+
+from __future__ import annotations
+
+import click
+
+from container.cli.groups import Entry, LazyGroup
+
+HERE = "container.cli.system"
+
+ENTRIES = (
+    Entry("start", f"{HERE}.start:command", "Start the system, if it is not up."),
+    Entry("stop", f"{HERE}.stop:command", "Stop the system."),
+    Entry("status", f"{HERE}.status:command", "Show the system and its services."),
+    Entry("version", f"{HERE}.version:command", "Show the versions here and of what runs."),
+)
+
+
+@click.group("system", cls=LazyGroup, entries=ENTRIES, help="Start, stop and look at the system.")
+def command() -> None:
+    """Work with the system."""

@@ -1,0 +1,67 @@
+"""`container system status`: the launcher's own view of the system."""
+
+from __future__ import annotations
+
+import click
+
+from container.cli.failure import Refused
+from container.cli.groups import Verb
+from container.cli.output import format_option, plain, print_json, print_table, show_age
+from container.cli.session import QUICK, Session
+
+HELP = """Show the system and its services.
+
+The exit status is 1 when the system does not run.
+"""
+
+
+@click.command("status", cls=Verb, help=HELP)
+@format_option()
+@click.pass_obj
+def command(session: Session, output: str) -> int:
+    """Show the system."""
+    return session.run(_status, session, output)
+
+
+async def _status(session: Session, output: str) -> int:
+    import trio
+
+    from container.ipc import Fate, PeerGone
+
+    try:
+        async with session.launcher() as launcher:
+            with trio.fail_after(QUICK):
+                status = await launcher.status()
+    except PeerGone as gone:
+        if gone.fate is not Fate.REFUSED:
+            raise
+        if output == "json":
+            print_json({"running": False})
+            return 1
+        raise Refused(
+            "the system does not run", hint='it starts by itself, or with "container system start"'
+        ) from None
+    if output == "json":
+        print_json({"running": True, **plain(status)})
+        return 0
+    print(f"version  {status.version}")
+    print(f"root     {status.root}")
+    print(f"run      {status.run}")
+    print(f"logs     {session.paths.logs}")
+    print(f"started  {show_age(status.started)}, process {status.pid}")
+    print()
+    print_table(
+        ("SERVICE", "STATE", "PID", "SINCE", "RESTARTS", "LAST EXIT"),
+        [
+            (
+                service.name,
+                service.state.value,
+                "" if service.pid is None else str(service.pid),
+                show_age(service.since),
+                str(service.restarts),
+                "" if service.last_exit is None else str(service.last_exit),
+            )
+            for service in status.services
+        ],
+    )
+    return 0
