@@ -138,6 +138,9 @@ def run_process(name: str, serve: Serve, argv: Sequence[str] | None = None) -> i
 
     import trio
 
+    from container.ipc.wire_errors import set_process_name
+
+    set_process_name(name)
     try:
         status = trio.run(_attended, context, serve, lifeline)
     except BaseException as error:
