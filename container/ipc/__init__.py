@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from container.ipc.actor import Actor as Actor
 from container.ipc.actor import ActorStatistics as ActorStatistics
+from container.ipc.client import connect as connect
+from container.ipc.client import connection_of as connection_of
+from container.ipc.client import connection_proxy as connection_proxy
+from container.ipc.connection import Connection as Connection
+from container.ipc.connection import ConnectionStatistics as ConnectionStatistics
+from container.ipc.context import Handling as Handling
+from container.ipc.context import current_call as current_call
+from container.ipc.context import detached as detached
 from container.ipc.contract import Contract as Contract
 from container.ipc.contract import ContractError as ContractError
 from container.ipc.descriptor import Fd as Fd
@@ -27,3 +35,19 @@ from container.ipc.errors import PermissionDenied as PermissionDenied
 from container.ipc.errors import Unavailable as Unavailable
 from container.ipc.errors import UnknownRoute as UnknownRoute
 from container.ipc.errors import Unsupported as Unsupported
+from container.ipc.gate import Gate as Gate
+from container.ipc.peer import Peer as Peer
+from container.ipc.peer import Policy as Policy
+from container.ipc.peer import groups as groups
+from container.ipc.peer import same_user as same_user
+from container.ipc.peer import same_user_or_root as same_user_or_root
+from container.ipc.peer import users as users
+from container.ipc.server import Server as Server
+from container.ipc.server import ServerStatistics as ServerStatistics
+from container.ipc.server import bind as bind
+from container.ipc.server import in_memory as in_memory
+from container.ipc.server import issue as issue
+from container.ipc.server import open_service as open_service
+from container.ipc.wire.limits import Limits as Limits
+from container.ipc.wire_errors import process_name as process_name
+from container.ipc.wire_errors import set_process_name as set_process_name

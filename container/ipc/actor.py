@@ -43,6 +43,11 @@ class Actor:
     _stack: AsyncExitStack | None = None
 
     @property
+    def is_open(self) -> bool:
+        """True between the actor's start and its end."""
+        return self._stack is not None
+
+    @property
     def nursery(self) -> trio.Nursery:
         """Where this actor's background tasks live.
 

@@ -17,6 +17,7 @@ and optionals of these.
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import inspect
 import typing
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import attrs
 from attrs import field, frozen
 
 if TYPE_CHECKING:
@@ -147,21 +149,31 @@ def _route(contract: type[Contract], name: str, function: Callable[..., Any]) ->
 
 
 def fingerprint(contract: type[Contract]) -> str:
-    """Return 16 hex digits that change when a route, a parameter or a type's name changes."""
+    """Return 16 hex digits that change when a route, a parameter, or a field of a type changes."""
     lines = [f"{contract.contract_name} {contract.contract_version}"]
     for name, route in sorted(routes_of(contract).items()):
         parts = [
-            f"{p.name}:{_describe(p.annotation)}{'' if p.default is p.empty else '?'}"
+            f"{p.name}:{describe_type(p.annotation)}{'' if p.default is p.empty else '?'}"
             for p in route.signature.parameters.values()
         ]
-        lines.append(f"{name}({','.join(parts)})->{_describe(route.result)}")
+        lines.append(f"{name}({','.join(parts)})->{describe_type(route.result)}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _describe(annotation: Any) -> str:
+def describe_type(annotation: Any) -> str:
+    """Return a type's shape as one line, attrs fields included: what a fingerprint is made of."""
+    if isinstance(annotation, type) and attrs.has(annotation):
+        hints = typing.get_type_hints(annotation)
+        fields = ",".join(
+            f"{a.name}:{describe_type(hints.get(a.name, Any))}{'' if a.default is attrs.NOTHING else '?'}"
+            for a in attrs.fields(annotation)
+        )
+        return f"{annotation.__name__}{{{fields}}}"
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return f"{annotation.__name__}({'|'.join(str(member.value) for member in annotation)})"
     arguments = typing.get_args(annotation)
     if not arguments:
         return str(getattr(annotation, "__name__", annotation))
     origin = typing.get_origin(annotation)
-    name = getattr(origin, "__name__", str(origin))
-    return f"{name}[{','.join(_describe(a) for a in arguments)}]"
+    name = str(getattr(origin, "__name__", origin))
+    return f"{name}[{','.join(describe_type(a) for a in arguments)}]"

@@ -1,0 +1,105 @@
+"""What a handler may ask about the call that it serves, and how it may outlive it.
+
+`current_call()` is the call that the running task serves; tasks that it starts are part of it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import trio
+from attrs import define, field
+
+from container.ipc.peer import Peer
+
+
+@define(slots=True, eq=False)
+class Handling:
+    """One call that this process serves."""
+
+    id: int
+    route: str
+    peer: Peer
+    """Who sent the call, from the kernel."""
+    grace: float
+    """Seconds that its caller waits for its end after a cancellation."""
+    scope: trio.CancelScope
+    cancelled: bool = False
+    """The caller has sent a cancel."""
+    overstayed: bool = False
+    detached: set[trio.CancelScope] = field(factory=set[trio.CancelScope])
+
+    @property
+    def deadline(self) -> float:
+        """Trio time by which the caller wants the answer; infinite if it has no deadline."""
+        return self.scope.deadline
+
+    def cancel(self) -> None:
+        """End the handler, detached blocks included."""
+        self.scope.cancel()
+        self.cancel_detached()
+
+    def cancel_detached(self) -> None:
+        """End the detached blocks."""
+        for scope in tuple(self.detached):
+            scope.cancel()
+
+
+_handling: contextvars.ContextVar[Handling | None] = contextvars.ContextVar(
+    "handling", default=None
+)
+
+HOP_SHARE = 0.8
+"""Each hop passes on this share of the grace that it got, so that the far end gives up first."""
+
+
+def current_call() -> Handling:
+    """Return the call that the running task serves.
+
+    Raises:
+        LookupError: the task serves none.
+    """
+    handling = _handling.get()
+    if handling is None:
+        raise LookupError("this task serves no call")
+    return handling
+
+
+def enter(handling: Handling) -> None:
+    """Make a call the running task's own."""
+    _handling.set(handling)
+
+
+def grace_of_task(default: float) -> float:
+    """Return how many seconds a call made by this task waits after its cancellation."""
+    handling = _handling.get()
+    return default if handling is None else min(default, handling.grace * HOP_SHARE)
+
+
+@contextmanager
+def detached(deadline: float) -> Generator[trio.CancelScope]:
+    """Let a block of a handler go on when its caller's deadline passes.
+
+    It ends at its own deadline, and at once by an explicit cancel, the connection's end or the
+    server's shutdown. Outside a handler it is a shielded scope.
+
+    Args:
+        deadline: Seconds from now.
+    """
+    if not math.isfinite(deadline):
+        raise ValueError("a detached block needs a finite deadline")
+    handling = _handling.get()
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + deadline) as scope:
+        if handling is None:
+            yield scope
+            return
+        handling.detached.add(scope)
+        if handling.cancelled:
+            scope.cancel()
+        try:
+            yield scope
+        finally:
+            handling.detached.discard(scope)

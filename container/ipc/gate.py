@@ -1,0 +1,70 @@
+"""`Gate`: the two-server pattern. A public socket offers one route, which hands out a private endpoint.
+
+The public name of a service can be found by any process; what it offers there is as little as can be.
+All real operations exist only on the endpoint, which requires having called `open` and having been
+admitted.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import trio
+
+from container.ipc.actor import Actor
+from container.ipc.context import current_call
+from container.ipc.contract import Contract, routes_of
+from container.ipc.endpoint import Endpoint
+from container.ipc.errors import InvalidArgument, Overloaded
+from container.ipc.peer import Policy, same_user
+from container.ipc.server import issue
+
+C = TypeVar("C", bound=Contract)
+
+
+class Gate(Actor, Generic[C]):
+    """Hand out endpoints of a contract; combine it with the contract of the gate itself.
+
+    ```python
+    class RuntimeGate(Gate[Sandbox], SandboxGate): ...
+    ```
+
+    Args:
+        contract: What is spoken on the endpoints.
+        service: Who serves them; opened and closed by its owner.
+        policy: Judges who holds an endpoint, at each message.
+        unclaimed: How many endpoints may be out at once.
+    """
+
+    def __init__(
+        self,
+        contract: type[C],
+        service: C,
+        *,
+        policy: Policy = same_user,
+        unclaimed: int = 256,
+    ) -> None:
+        self._contract = contract
+        self._service = service
+        self._policy = policy
+        self._bound = unclaimed
+        self._scopes: set[trio.CancelScope] = set()
+
+    async def open(self, routes: tuple[str, ...] | None = None) -> Endpoint[C]:
+        """Hand out a private endpoint, limited to `routes` (method names) if given.
+
+        Raises:
+            InvalidArgument: a name is no route of the contract.
+            Overloaded: too many endpoints are out.
+        """
+        known = routes_of(self._contract)
+        for name in routes or ():
+            if name not in known:
+                raise InvalidArgument(f"{self._contract.contract_name} has no route {name!r}")
+        if len(self.nursery.child_tasks) >= self._bound:
+            raise Overloaded(f"{self._bound} endpoints of {self._contract.contract_name} are out")
+        current_call()  # only a call can ask: the endpoint's end travels in its reply
+        endpoint, _ = issue(
+            self.nursery, self._contract, self._service, routes=routes, policy=self._policy
+        )
+        return endpoint

@@ -1,0 +1,326 @@
+"""The server's side: listen, judge the sender of every message, find the route, run the handler, reply.
+
+A service is an object that implements one or more contracts (an `Actor`, usually); its harness is
+derived from them. Not a message, not admitted, no such route, bad arguments: four different errors, and
+the connection lives on unless the bytes themselves are broken.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import stat
+from collections import Counter
+from collections.abc import AsyncGenerator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+import trio
+from attrs import define, field, frozen
+
+from container.ipc.actor import Actor
+from container.ipc.client import asked, connect_contract, socket_path
+from container.ipc.codec import codecs_of
+from container.ipc.connection import Connection, Handler, open_connection
+from container.ipc.contract import Contract, ContractError, contracts_of
+from container.ipc.descriptor import Fd
+from container.ipc.endpoint import Endpoint
+from container.ipc.errors import AlreadyExists, ContainerError, PermissionDenied
+from container.ipc.peer import Policy, same_user
+from container.ipc.transport import SocketTransport, Transport, memory_pair, socket_pair
+from container.ipc.wire.limits import Limits
+
+logger = logging.getLogger("container.ipc")
+
+C = TypeVar("C", bound=Contract)
+
+BACKLOG = 512
+
+
+@frozen
+class ServerStatistics:
+    """A look at a server."""
+
+    connections: int
+    accepted: int
+    """Since the beginning."""
+    refused: int
+    """Connections beyond the limit of their user."""
+
+
+@define(eq=False)
+class Server:
+    """The routes of some services, and the connections on which they are served.
+
+    Args:
+        services: Objects that implement contracts, open already.
+        policy: Judges hello (route None) and each message.
+        limits: Bounds of each connection.
+        routes: Method names that are offered; None offers all.
+    """
+
+    services: tuple[Contract, ...]
+    policy: Policy = same_user
+    limits: Limits = field(factory=Limits)
+    only: frozenset[str] | None = None
+    _routes: dict[str, Handler] = field(factory=dict[str, Handler], init=False)
+    _denied: set[str] = field(factory=set[str], init=False)
+    _offered: dict[str, tuple[int, str]] = field(factory=dict[str, Any], init=False)
+    _connections: Counter[int] = field(factory=Counter[int], init=False)
+    _accepted: int = field(default=0, init=False)
+    _refused: int = field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        for service in self.services:
+            contracts = contracts_of(type(service))
+            if not contracts:
+                raise ContractError(f"{type(service).__name__} implements no contract")
+            for contract in contracts:
+                self._offered |= asked(contract)
+                for name, codec in codecs_of(contract).items():
+                    path = codec.route.path
+                    if self.only is not None and name not in self.only:
+                        self._denied.add(path)
+                    else:
+                        self._routes[path] = Handler(codec, getattr(service, name))
+
+    def statistics(self) -> ServerStatistics:
+        """Return a frozen look."""
+        return ServerStatistics(self._connections.total(), self._accepted, self._refused)
+
+    async def serve(self, transport: Transport) -> None:
+        """Serve one connection until it ends; its failures are logged, never raised.
+
+        Cancelling it cancels its handlers; their terminal frames still leave.
+        """
+        try:
+            async with open_connection(
+                transport,
+                accepts=True,
+                policy=self.policy,
+                limits=self.limits,
+                routes=self._routes,
+                offered=self._offered,
+                denied=frozenset(self._denied),
+            ) as connection:
+                await _serve_handlers(connection)
+        except ContainerError as error:
+            logger.info("a connection did not come about: %s", error)
+        except Exception:
+            logger.exception("a connection failed")
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Accept and serve until cancelled. Does not close the listener.
+
+        Running out of descriptors makes it wait, not fail; other connections go on.
+        """
+        listener.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                try:
+                    accepted, _ = listener.accept()
+                except (BlockingIOError, ConnectionAbortedError):
+                    continue
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                        raise
+                    # The kernel keeps the connection queued and readable; nothing tells when a
+                    # descriptor becomes free.
+                    logger.warning("can't accept: %s", error.strerror)
+                    await trio.sleep(0.05)
+                    continue
+                nursery.start_soon(self._serve_accepted, accepted, name="connection")
+
+    async def _serve_accepted(self, accepted: socket.socket) -> None:
+        transport = SocketTransport(accepted, accepted=True)
+        uid = transport.connected_uid or 0
+        if self._connections[uid] >= self.limits.connections_per_user:
+            self._refused += 1
+            transport.close()
+            return
+        self._accepted += 1
+        self._connections[uid] += 1
+        try:
+            await self.serve(transport)
+        finally:
+            self._connections[uid] -= 1
+            if not self._connections[uid]:
+                del self._connections[uid]
+
+
+async def _serve_handlers(connection: Connection) -> None:
+    try:
+        await connection.serve()
+    finally:
+        connection.stop_detached()
+
+
+def bind(path: str | os.PathLike[str], *, mode: int = 0o600) -> socket.socket:
+    """Return a listening Unix socket at a path; a socket file that nobody listens on is replaced.
+
+    Credentials are asked for on the listener, so that bytes sent before `accept` carry them.
+
+    Raises:
+        AlreadyExists: somebody listens there.
+        PermissionDenied: the folder is not ours to write to.
+        InvalidArgument: the path is too long.
+    """
+    where = socket_path(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        _remove_stale(str(where))
+        # fchmod on the unbound socket sets the mode of the file that bind makes: no moment
+        # passes at which others could connect.
+        os.fchmod(listener.fileno(), mode)
+        listener.bind(str(where))
+        listener.listen(BACKLOG)
+    except PermissionError as error:
+        listener.close()
+        raise PermissionDenied(f"{where}: {error.strerror}") from error
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AlreadyExists(f"somebody listens at {where}") from error
+        raise
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+@asynccontextmanager
+async def open_service(
+    *services: Contract,
+    at: str | os.PathLike[str] | socket.socket,
+    policy: Policy = same_user,
+    limits: Limits | None = None,
+) -> AsyncGenerator[Server]:
+    """Serve while the block runs: actors that are not open yet are opened for it.
+
+    Args:
+        services: Objects that implement contracts.
+        at: A path (the socket is bound for the block and unlinked after it), or a listening socket,
+            which stays its owner's.
+        policy: Judges hello and each message; the same effective user by default.
+        limits: Bounds of each connection.
+    """
+    raised: BaseException | None = None
+    async with AsyncExitStack() as stack:
+        for service in services:
+            if isinstance(service, Actor) and not service.is_open:
+                await stack.enter_async_context(service)
+        if isinstance(at, socket.socket):
+            listener = at
+        else:
+            listener = stack.enter_context(bind(at))
+            inode = os.stat(at).st_ino
+            stack.callback(_unlink_own, at, inode)
+        server = Server(services, policy, limits or Limits())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.listen, listener)
+            try:
+                yield server
+            except BaseException as error:
+                raised = error
+            nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+def _unlink_own(path: str | os.PathLike[str], inode: int) -> None:
+    try:
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+@asynccontextmanager
+async def in_memory(
+    service: Contract,
+    contract: type[C] | None = None,
+    *,
+    policy: Policy = same_user,
+    limits: Limits | None = None,
+    routes: Collection[str] | None = None,
+) -> AsyncGenerator[Any]:
+    """Hold a proxy of a service over a memory pair: no socket, mock clock, same semantics.
+
+    Args:
+        service: Opened for the block if it is an actor that is not open.
+        contract: Which of its contracts; may be left out if it has one.
+        policy: As of a server.
+        limits: Of both ends.
+        routes: Method names that are offered; None offers all.
+    """
+    wanted = contract or contracts_of(type(service))[0]
+    raised: BaseException | None = None
+    async with AsyncExitStack() as stack:
+        if isinstance(service, Actor) and not service.is_open:
+            await stack.enter_async_context(service)
+        theirs, ours = memory_pair()
+        only = None if routes is None else frozenset(routes)
+        server = Server((service,), policy, limits or Limits(), only)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.serve, theirs)
+            try:
+                async with connect_contract(wanted, ours, limits=limits) as proxy:
+                    yield proxy
+            except BaseException as error:
+                raised = error
+            nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+def issue(
+    nursery: trio.Nursery,
+    contract: type[C],
+    service: C,
+    *,
+    routes: Collection[str] | None = None,
+    policy: Policy = same_user,
+    limits: Limits | None = None,
+) -> tuple[Endpoint[C], trio.CancelScope]:
+    """Make a fresh pair, serve one end in a nursery, and return the other as a capability.
+
+    Args:
+        nursery: Where the serving task lives.
+        contract: What is spoken on it.
+        service: Who serves it; open already.
+        routes: Method names that it is limited to; None offers all.
+        policy: The holder must be admitted too, whoever that is by then.
+        limits: Bounds of the connection.
+
+    Returns:
+        The endpoint, and the scope whose cancellation revokes it.
+    """
+    theirs, ours = socket_pair()
+    only = None if routes is None else frozenset(routes)
+    server = Server((service,), policy, limits or Limits(), only)
+    scope = trio.CancelScope()
+
+    async def serve() -> None:
+        transport = SocketTransport(ours)
+        with scope:
+            # The hello deadline of an endpoint starts at its first byte: it may be held for long.
+            await transport.wait_readable()
+            await server.serve(transport)
+        transport.close()
+
+    nursery.start_soon(serve, name=f"endpoint {contract.contract_name}")
+    return Endpoint(contract, Fd(theirs.detach())), scope

@@ -1,0 +1,33 @@
+"""Every limit of a connection, named once. The first three are announced in hello."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen
+class Limits:
+    """Bounds of one connection. A peer that breaks an announced one loses the connection."""
+
+    frame_bytes: int = 16 * 1024 * 1024
+    """Payload of one frame. Larger values are the caller's error, said before anything is sent."""
+    frame_descriptors: int = 32
+    """Descriptors of one frame; the kernel's own bound is 253."""
+    in_flight: int = 4096
+    """Unanswered calls of one peer, rejected and overstaying ones included."""
+    hello_seconds: float = 10.0
+    """From the first byte of an accepted connection to its whole hello."""
+    launch_seconds: float = 60.0
+    """How long a client waits for the answer to its hello: the service may have to be started."""
+    grace_seconds: float = 5.0
+    """How long a cancelled caller waits for its handler's end."""
+    liveness_seconds: float = 30.0
+    """After this long without a byte while calls are awaited the peer is unresponsive."""
+    drain_seconds: float = 2.0
+    """How long a closing connection tries to write what is queued."""
+    partial_bytes: int = 64 * 1024 * 1024
+    """Partly received frames of all connections of one process together."""
+    decode_inline_bytes: int = 1024 * 1024
+    """Larger bodies are decoded in a worker thread, so that they don't stop the loop."""
+    connections_per_user: int = 1024
+    """Open connections that one server accepts from one user."""
