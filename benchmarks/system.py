@@ -68,4 +68,4 @@ def open_system() -> Generator[System]:
             system.call("image", "load", "-i", str(layout))
             yield system
         finally:
-            system.call("system", "stop", "--all")
+            system.call("system", "stop", "--containers")
