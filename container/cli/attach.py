@@ -118,11 +118,12 @@ async def attach_init(
     container: Container,
     plumbing: Plumbing,
     relay: SignalRelay,
+    when_removed: Callable[[], None] | None = None,
 ) -> int:
     """Start a created container, attached, and return the exit status of the command line.
 
     A container that removes itself is gone when this returns; if it could not be started, it is
-    removed here.
+    removed here, and `when_removed` is called.
     """
 
     async def otherwise() -> ExitStatus:
@@ -148,6 +149,8 @@ async def attach_init(
     except BaseException:
         if container.auto_remove and not attachment.started:
             await remove_unstarted(containers, container.id)
+            if when_removed is not None:
+                when_removed()
         raise
     if status is None:
         say(f'detached from "{container.name}", which goes on')

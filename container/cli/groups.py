@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from container.cli.failure import PROCESS_FAILURE, OutputGone, UsageRefused
+from container.cli.failure import INTERRUPTED, PROCESS_FAILURE, Ended, OutputGone, UsageRefused
 
 
 class Entry(NamedTuple):
@@ -35,6 +35,13 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, entries: Sequence[Entry] = (), **options: Any) -> None:
         super().__init__(*args, **options)
         self.entries = tuple(entries)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; without any argument show the help, which is no error."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the table's order, aliases left out."""
@@ -94,6 +101,8 @@ class Verb(click.Command):
         except BrokenPipeError as error:
             # Before click sees it, which would make a failure of it.
             raise OutputGone from error
+        except KeyboardInterrupt as error:
+            raise Ended(INTERRUPTED) from error
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise

@@ -87,8 +87,8 @@ async def relayed_signals() -> AsyncGenerator[SignalRelay]:
     A signal that ends the CLI cancels the block, which then ends without an exception: `ended_by`
     tells.
     """
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(*ENDING, *USER, *TERMINAL) as signals:
+    with trio.open_signal_receiver(*ENDING, *USER, *TERMINAL) as signals:
+        async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
                 relay = SignalRelay(scope)
                 nursery.start_soon(relay.relay, signals)

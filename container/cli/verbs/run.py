@@ -93,5 +93,7 @@ async def _run_attached(session: Session, options: ContainerOptions, cidfile: st
                     logged=options.keep_log,
                     size=options.terminal_size,
                 ) as plumbing:
-                    status = await attach_init(session, containers, container, plumbing, relay)
+                    status = await attach_init(
+                        session, containers, container, plumbing, relay, file.discard
+                    )
     return 128 + relay.ended_by if relay.ended_by else status
