@@ -1,4 +1,4 @@
-"""The floor: 64 bytes there and 64 bytes back over `trio.socket`, no message and no call."""
+"""The least that it can take: 64 bytes there and back over `trio.socket`, no message, no call."""
 
 from __future__ import annotations
 
