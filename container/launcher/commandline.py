@@ -1,0 +1,181 @@
+"""The child of the zygote that runs one command line for the fast front.
+
+It is forked as soon as a connection is accepted and reads the request itself: bytes that are wrong,
+slow or never come cost one child, which ends by an alarm, and never the zygote. The front is served
+only if running its command here is what running it there would be: same user, groups, capabilities,
+namespaces and root, same code. Otherwise the connection is closed, and the front does the work
+itself.
+
+What is taken over: arguments, environment, descriptors 0 to 2, working directory, umask, ignored
+signals, resource limits, niceness. What is not: controlling terminal (job control and the
+terminal's signals are the front's part), process group, cgroup.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+from collections.abc import Callable
+from typing import NoReturn
+
+from container.launcher import frontdoor, offspring
+
+ENTRY = "container.cli.main:main"
+HANDSHAKE_BOUND = 5
+"""Seconds to the front's `G`; then the alarm ends this child."""
+_STATUS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
+_LIMITS = 16
+"""Resource limits that Linux has."""
+_NAMESPACES = ("mnt", "user", "pid", "net", "ipc", "uts", "cgroup")
+
+
+class Refused(Exception):
+    """This command line is for the front's own process."""
+
+
+def answer(connection: socket.socket, entry: str = ENTRY) -> NoReturn:
+    """Serve one connection in this (forked) process to its end."""
+    try:
+        offspring.keep_only([connection.fileno()])
+        offspring.reset_signals()
+        signal.alarm(HANDSHAKE_BOUND)
+        arguments = _admit(connection)
+    except BaseException:
+        os._exit(1)
+    status = 1
+    try:
+        offspring.name_process("container")
+        status = offspring.run_entry(entry, arguments)
+    finally:
+        offspring.leave(status, _teller(connection))
+
+
+def _teller(connection: socket.socket) -> Callable[[int], None]:
+    def tell(status: int) -> None:
+        with contextlib.suppress(OSError):
+            # The end of the connection is no hangup any more.
+            fcntl.fcntl(connection, fcntl.F_SETFL, 0)
+            connection.send(frontdoor.EXITED + bytes([status]), socket.MSG_NOSIGNAL)
+
+    return tell
+
+
+def _admit(connection: socket.socket) -> list[str]:
+    peer_pid, peer_uid, _ = _peer(connection)
+    if peer_uid != os.geteuid():
+        raise Refused("another user")
+    body, descriptors = _receive(connection)
+    if len(descriptors) != 4:
+        raise Refused("four descriptors are needed")
+    key, umask, ignored, arguments, environment = frontdoor.unpack(body)
+    if key != frontdoor.key():
+        raise Refused("another version")
+    _same_standing(peer_pid)
+    _take_limits(peer_pid)
+
+    offspring.place({descriptors[0]: 0, descriptors[1]: 1, descriptors[2]: 2})
+    os.fchdir(descriptors[3])
+    for fd in descriptors:
+        os.close(fd)
+    os.umask(umask & 0o777)
+    os.setpgid(0, 0)
+    offspring.reset_environment(environment)
+    offspring.reset_signals(ignored)
+    offspring.reset_random_states()
+    offspring.reset_logging()
+    offspring.reset_streams()
+
+    me = os.pidfd_open(os.getpid())
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [me]))]
+    connection.sendmsg([frontdoor.READY], rights, socket.MSG_NOSIGNAL)
+    os.close(me)
+    if connection.recv(1) != frontdoor.GO:
+        raise Refused("the front gave up")
+    signal.alarm(0)
+    # The kernel signals this process when the front's end closes, however the front ended. Only
+    # now, since bytes that come would be signalled too.
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, F_SETSIG, signal.SIGTERM if signal.SIGHUP in ignored else signal.SIGHUP)
+    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC)
+    hangup = select.poll()
+    hangup.register(connection, select.POLLRDHUP)
+    if hangup.poll(0):
+        raise Refused("the front is gone")
+    return [os.fsdecode(argument) for argument in arguments]
+
+
+F_SETSIG = 10
+"""Source: fcntl(2); Python has no name for it."""
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, gid = array.array("i", raw)
+    return pid, uid, gid
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    room = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+    header, ancillary, flags, _ = connection.recvmsg(8, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    if flags & socket.MSG_CTRUNC or len(header) != 8 or header[:4] != frontdoor.MAGIC:
+        raise Refused("no request")
+    length = int.from_bytes(header[4:], "big")
+    if length > frontdoor.BOUND:
+        raise Refused("too long")
+    body = bytearray()
+    while len(body) < length:
+        part = connection.recv(length - len(body))
+        if not part:
+            raise Refused("cut off")
+        body += part
+    return bytes(body), list(descriptors)
+
+
+def _same_standing(peer: int) -> None:
+    """Refuse a front whose rights or view of the system are not this process's own.
+
+    Same effective user is not enough: with dropped capabilities, in a mount namespace of its own or
+    under another root, the command would do here what it could not do there.
+    """
+    if _standing(peer) != _standing(os.getpid()):
+        raise Refused("another standing")
+
+
+def _standing(pid: int) -> list[object]:
+    seen: list[object] = []
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name == "Groups":
+                seen.append(sorted(value.split()))
+            elif name in _STATUS or name == "Seccomp":
+                seen.append(value)
+    seen.extend(os.readlink(f"/proc/{pid}/ns/{name}") for name in _NAMESPACES)
+    root = os.stat(f"/proc/{pid}/root")
+    return [*seen, root.st_dev, root.st_ino]
+
+
+def _take_limits(peer: int) -> None:
+    for number in range(_LIMITS):
+        limits = resource.prlimit(peer, number)
+        if limits != resource.getrlimit(number):
+            try:
+                resource.setrlimit(number, limits)
+            except (OSError, ValueError) as error:  # a hard limit above ours
+                raise Refused("other limits") from error
+    niceness = os.getpriority(os.PRIO_PROCESS, peer)
+    if niceness != os.getpriority(os.PRIO_PROCESS, 0):
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
+        except OSError as error:
+            raise Refused("another niceness") from error

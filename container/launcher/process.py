@@ -1,0 +1,204 @@
+"""The process `container-launcher`: one per run directory, parent of all processes of a system."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define
+
+from container.ipc import (
+    ContainerError,
+    InvalidArgument,
+    InvalidState,
+    PermissionDenied,
+    Unavailable,
+    open_service,
+)
+from container.process import Context, run_process
+
+if TYPE_CHECKING:
+    from container.ipc.server import Server
+    from container.launcher.service import LauncherService
+    from container.storage.locks import FileLock
+    from container.storage.paths import Paths
+
+LOCK_BOUND = 30.0
+"""Seconds to wait for a launcher that is shutting down."""
+REPLY_BOUND = 2.0
+"""Seconds for the last replies to leave."""
+
+
+@define
+class Options:
+    """What a launcher is told on its command line."""
+
+    owner: int | None = None
+    ready: int | None = None
+    units: Path | None = None
+
+    def tell(self, word: dict[str, object]) -> None:
+        """Tell who started this launcher how that went, once.
+
+        Raises:
+            Unavailable: the starter is gone, so that this launcher is not wanted any more.
+        """
+        fd, self.ready = self.ready, None
+        if fd is None:
+            return
+        try:
+            os.write(fd, json.dumps(word).encode())
+        except BrokenPipeError:
+            raise Unavailable("who started the launcher did not wait for it") from None
+        finally:
+            os.close(fd)
+
+
+async def serve(context: Context) -> None:
+    """Hold the sockets of named services, and start each on its first connection.
+
+    --owner-fd N (a socket) makes the system private: the end of file on it stops the system and its
+    containers. --ready-fd N (a pipe) is told in JSON that the launcher is up, or why it is not.
+    --units FOLDER has other unit files.
+    """
+    options = _options(context.arguments)
+    try:
+        await _launch(context.paths, options)
+    except ContainerError as error:
+        options.tell({"code": error.code.value, "message": error.message, "hint": error.hint})
+        raise
+
+
+async def _launch(paths: Paths, options: Options) -> None:
+    from container.launcher.children import become_subreaper
+    from container.launcher.rundir import bind_listener, prepare_run_directory
+    from container.launcher.service import LauncherService
+    from container.launcher.units import UNITS, load_units
+
+    units = load_units(options.units or UNITS)
+    prepare_run_directory(paths.run)
+    _make_root(paths)
+    with await _sole(paths) as held, contextlib.ExitStack() as sockets:
+        become_subreaper()
+        owner = None if options.owner is None else sockets.enter_context(_taken(options.owner))
+        listener, inode = bind_listener(paths.launcher_socket)
+        sockets.enter_context(listener)
+        door, door_inode = bind_listener(paths.cli_socket)
+        sockets.enter_context(door)
+        service = LauncherService(
+            paths,
+            units=units,
+            door=door,
+            owner=owner,
+            preload=os.environ.get("CONTAINER_NO_ZYGOTE") != "1",
+        )
+        service.own_sockets[paths.launcher_socket] = inode
+        service.own_sockets[paths.cli_socket] = door_inode
+        try:
+            async with open_service(service, at=listener) as server:
+                async with trio.open_nursery() as nursery:
+                    if owner is not None:
+                        nursery.start_soon(_end_with, owner, service)
+                    options.tell({"ready": True})
+                    await service.shut_down.wait()
+                    await _replies_left(server)
+                    nursery.cancel_scope.cancel()
+        finally:
+            service.hide()
+            held.release(remove=True)
+
+
+async def _end_with(owner: socket.socket, service: LauncherService) -> None:
+    """Shut the whole system down when its owner is gone."""
+    while True:
+        await trio.lowlevel.wait_readable(owner)
+        try:
+            if not owner.recv(64, socket.MSG_DONTWAIT):
+                break
+        except BlockingIOError:
+            continue
+        except OSError:
+            break
+    await service.shutdown(stop_containers=True)
+
+
+async def _replies_left(server: Server) -> None:
+    # A call's end is not told to its handler's process but by the connection's end: callers close
+    # theirs when they have the reply.
+    with trio.move_on_after(REPLY_BOUND):
+        while server.statistics().connections:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+async def _sole(paths: Paths) -> FileLock:
+    """Return the lock of the run directory, when a launcher that is going has gone.
+
+    Raises:
+        InvalidState: another launcher works here.
+    """
+    from container.launcher.rundir import somebody_listens
+    from container.storage.locks import lock, try_lock
+
+    held = try_lock(paths.run / "launcher.lock")
+    if held is None and not somebody_listens(paths.launcher_socket):
+        with trio.move_on_after(LOCK_BOUND):
+            held = await lock(paths.run / "launcher.lock")
+    if held is None:
+        raise InvalidState(f"a launcher works in {paths.run} already")
+    return held
+
+
+def _make_root(paths: Paths) -> None:
+    try:
+        paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionDenied(
+            f"the root {paths.root} can't be made: {error.strerror}",
+            hint="CONTAINER_ROOT names another one",
+        ) from error
+
+
+def _taken(fd: int) -> socket.socket:
+    try:
+        os.set_inheritable(fd, False)
+        return socket.socket(fileno=fd)
+    except OSError as error:
+        raise InvalidArgument(f"descriptor {fd} is no socket: {error.strerror}") from error
+
+
+def _options(arguments: list[str]) -> Options:
+    options = Options()
+    rest = list(arguments)
+    while rest:
+        name = rest.pop(0)
+        if name not in ("--owner-fd", "--ready-fd", "--units"):
+            raise InvalidArgument(f"there is no option {name}")
+        if not rest:
+            raise InvalidArgument(f"{name} needs a value")
+        value = rest.pop(0)
+        if name == "--units":
+            options.units = Path(value)
+            continue
+        if not value.isascii() or not value.isdigit():
+            raise InvalidArgument(f'{name} needs the number of a descriptor, not "{value}"')
+        if name == "--owner-fd":
+            options.owner = int(value)
+        else:
+            options.ready = int(value)
+            os.set_inheritable(options.ready, False)
+    return options
+
+
+def main() -> int:
+    """Run the process."""
+    return run_process("container-launcher", serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

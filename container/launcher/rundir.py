@@ -1,0 +1,157 @@
+"""The run directory: who may use it, and the sockets in it.
+
+It belongs to one user, has mode 0700, and has one launcher at a time: the holder of
+`launcher.lock`. Only that one makes and removes sockets here, and it removes none but its own
+inode, so that a socket made by another is never taken away by a late clean-up.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+from attrs import frozen
+
+from container.ipc import InvalidArgument, PermissionDenied, Unavailable
+
+SOCKET_PATH_BOUND = 107
+"""Bytes of a socket's path that the kernel takes. Source: unix(7), `sun_path`."""
+BACKLOG = 1024
+"""Connections that wait while a service starts; the kernel's own bound may be lower."""
+
+
+def prepare_run_directory(run: Path) -> None:
+    """Make the run directory if it is not there, and check that it is ours alone.
+
+    Raises:
+        PermissionDenied: it is another user's, open to others, or no directory; nothing was
+            touched.
+        Unavailable: it can't be made.
+    """
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        found = run.lstat()
+        parent = run.parent.stat()
+    except PermissionError as error:
+        raise PermissionDenied(
+            f"the run directory {run} can't be used: {error.strerror}",
+            hint="CONTAINER_RUN names another one",
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"the run directory {run} can't be made: {error.strerror}") from error
+    us = os.geteuid()
+    if not stat.S_ISDIR(found.st_mode):
+        raise PermissionDenied(
+            f"the run directory {run} is not a directory",
+            hint="move it away, or name another one by CONTAINER_RUN",
+        )
+    if found.st_uid != us:
+        raise PermissionDenied(
+            f"the run directory {run} belongs to user {found.st_uid}, and we are {us}",
+            hint="name a directory of your own by CONTAINER_RUN",
+        )
+    if found.st_mode & 0o077:
+        raise PermissionDenied(
+            f"the run directory {run} is open to others (mode {stat.S_IMODE(found.st_mode):04o})",
+            hint=f"chmod 0700 {run}",
+        )
+    if parent.st_uid not in (us, 0) or (
+        parent.st_mode & stat.S_IWOTH and not parent.st_mode & stat.S_ISVTX
+    ):
+        raise PermissionDenied(
+            f"others can replace the run directory {run}: {run.parent} is theirs to change",
+            hint="name a directory below one of your own by CONTAINER_RUN",
+        )
+
+
+@frozen
+class Inode:
+    """The identity of a socket in the file system."""
+
+    device: int
+    number: int
+
+    @classmethod
+    def of(cls, path: Path) -> Inode | None:
+        """Return what is at `path` now, a link not followed; None for nothing."""
+        try:
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return cls(found.st_dev, found.st_ino)
+
+
+def check_socket_path(path: Path) -> None:
+    """Refuse a path that the kernel would not take.
+
+    Raises:
+        InvalidArgument: it is too long.
+    """
+    length = len(os.fsencode(path))
+    if length > SOCKET_PATH_BOUND:
+        raise InvalidArgument(
+            f"the socket path {path} has {length} bytes, and the kernel takes {SOCKET_PATH_BOUND}",
+            hint="name a shorter run directory by CONTAINER_RUN",
+        )
+
+
+def bind_listener(path: Path) -> tuple[socket.socket, Inode]:
+    """Listen at `path` (mode 0600), taking the place of a stale socket.
+
+    The caller holds the launcher's lock.
+
+    `SO_PASSCRED` is set before anybody can connect: connections inherit it, so that even bytes sent
+    before they are accepted carry their sender's credentials.
+
+    Raises:
+        InvalidArgument: the path is too long, or something else than a socket is there.
+        Unavailable: the kernel refused.
+    """
+    check_socket_path(path)
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise InvalidArgument(
+                    f"{path} is there and is no socket", hint="move it away and try again"
+                )
+            path.unlink()
+        except FileNotFoundError:
+            pass
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            listener.bind(str(path))
+            path.chmod(0o600)
+            inode = Inode.of(path)
+            assert inode is not None
+            listener.listen(BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise Unavailable(f"can't listen at {path}: {error.strerror}") from error
+    return listener, inode
+
+
+def unlink_socket(path: Path, inode: Inode | None) -> None:
+    """Remove a socket if what is at its path is still `inode`."""
+    if inode is not None and Inode.of(path) == inode:
+        path.unlink(missing_ok=True)
+
+
+def somebody_listens(path: Path) -> bool:
+    """Whether a process listens at `path` now. A queue that is full counts as yes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+    return True

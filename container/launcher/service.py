@@ -1,0 +1,378 @@
+"""`LauncherService`: register, start, stop and list named services.
+
+It owns the listening sockets and the processes; each service is supervised by a task of its own.
+What it is *not*: it knows no contract but its own, and nothing of containers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import trio
+
+from container import __version__
+from container.contracts.launcher import (
+    Launcher,
+    ServiceState,
+    ServiceStatus,
+    ServiceUnit,
+    SystemStatus,
+)
+from container.ipc import (
+    Actor,
+    AlreadyExists,
+    Fd,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    Unavailable,
+    current_call,
+)
+from container.launcher.children import Children
+from container.launcher.rundir import (
+    Inode,
+    bind_listener,
+    check_socket_path,
+    somebody_listens,
+    unlink_socket,
+)
+from container.launcher.spawner import Spawner, Surroundings
+from container.launcher.supervision import Service
+from container.launcher.units import check_unit, in_order
+from container.storage.paths import Paths
+
+SERVICES_BOUND = 10_000
+ADOPTION_BOUND = 5.0
+"""Seconds in which a service that outlived the previous launcher is expected to register."""
+ENDING_BOUND = 30.0
+"""Seconds for a clean-up without `shutdown`."""
+_OURS = ("LISTEN_", "CONTAINER_LIFELINE_FD", "CONTAINER_OWNED", "CONTAINER_LOG", "NOTIFY_SOCKET")
+
+_log = logging.getLogger(__name__)
+
+
+def _caller() -> int:
+    pid = current_call().peer.pid
+    if pid <= 0:
+        raise InvalidState("the caller's process is not known")
+    return pid
+
+
+class LauncherService(Actor, Launcher):
+    """The launcher of one run directory.
+
+    Its run directory is prepared and its lock held by the process around it; `Children` is the only
+    one of the process. Leaving the block stops what does not outlive the launcher.
+
+    Args:
+        paths: The system's folders.
+        units: Registered at start, in this order.
+        door: The listening socket of fast command lines, handed to the zygote.
+        owner: In a private system, a socket whose other end the owner holds.
+        environment: Of all services; None takes this process's own.
+        preload: False makes every service a fresh interpreter.
+        caller: Returns the pid of the process whose call is served.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        units: Sequence[ServiceUnit] = (),
+        door: socket.socket | None = None,
+        owner: socket.socket | None = None,
+        environment: Mapping[str, str] | None = None,
+        preload: bool = True,
+        caller: Callable[[], int] = _caller,
+    ) -> None:
+        self._paths = paths
+        self._units = in_order(list(units))
+        self._owner = owner
+        self._environment = service_environment(paths, environment, owned=owner is not None)
+        self._door = door
+        self._preload = preload
+        self._caller = caller
+        self._services: dict[str, Service] = {}
+        self._started = datetime.now(UTC)
+        self._closing = False
+        self._stop_containers = owner is not None
+        self.own_sockets: dict[Path, Inode] = {}
+        """Sockets of the launcher itself, unlinked when it shuts down."""
+        self.shut_down = trio.Event()
+        """Set when `shutdown` has done its work: the process may end."""
+
+    # --- life ---
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[None]:
+        """Hold lifeline, zygote and services; stop them at the end, within 30 s."""
+        children = Children()
+        held, given = socket.socketpair()
+        spawner = Spawner(
+            children,
+            Surroundings(
+                environment=self._environment,
+                logs=self._paths.logs,
+                lifeline=given,
+                owner=self._owner,
+                preload=self._preload,
+            ),
+            self._door,
+        )
+        self._children, self._spawner = children, spawner
+        with held, given:
+            async with spawner.running():
+                try:
+                    yield
+                finally:
+                    with trio.move_on_after(ENDING_BOUND, shield=True) as bound:
+                        await self._stop_all()
+                    if bound.cancelled_caught:
+                        _log.error("services did not end within %s s", ENDING_BOUND)
+                    for service in self._services.values():
+                        # A service that goes on keeps its socket's name too.
+                        if service.process is not None and service.unit.outlives_launcher:
+                            service.let_go()
+                        else:
+                            service.close()
+                    self._services.clear()
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        try:
+            self.nursery.start_soon(self._children.run, name="orphans")
+            self.nursery.start_soon(self._spawner.keep, name="zygote")
+            for unit in self._units:
+                await self.register(unit)
+                if unit.start_at_boot and unit.listen is not None:
+                    await self.start(unit.name)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def _stop_all(self) -> None:
+        order = [service.unit for service in self._services.values()]
+        for name in [unit.name for unit in reversed(_ordered(order))]:
+            service = self._services.get(name)
+            if service is None:
+                continue
+            if service.unit.outlives_launcher and not self._stop_containers:
+                continue
+            await service.stop()
+
+    # --- the contract ---
+
+    async def register(self, unit: ServiceUnit) -> str:
+        """Bind the unit's socket; see the contract."""
+        check_unit(unit)
+        async with self.exclusive(unit.name):
+            known = self._services.get(unit.name)
+            if known is not None:
+                if known.unit != unit:
+                    raise AlreadyExists(
+                        f'a service "{unit.name}" is registered already, and it is another one'
+                    )
+                return "" if known.path is None else str(known.path)
+            self._check_open()
+            path = self._path_of(unit)
+            listener, inode = None, None
+            if path is not None:
+                if unit.outlives_launcher and somebody_listens(path):
+                    # It outlived the launcher before this one and will register itself: taking
+                    # its name away now would cut it off from all.
+                    self._expect(unit, path)
+                    return str(path)
+                listener, inode = bind_listener(path)
+            self._add(Service(unit, path, listener, inode, self._spawner))
+        if unit.listen is None:
+            await self._services[unit.name].start()
+        return "" if path is None else str(path)
+
+    async def remove(self, name: str) -> None:
+        """Stop the service, close and unlink its socket; see the contract."""
+        async with self.exclusive(name):
+            service = self._services.get(name)
+            if service is None:
+                await trio.lowlevel.checkpoint()
+                return
+            await service.stop()
+            service.supervision.cancel()
+            await service.ended.wait()
+            service.close()
+            del self._services[name]
+
+    async def start(self, name: str) -> ServiceStatus:
+        """Start a registered service now; see the contract."""
+        self._check_open()
+        service = self._get(name)
+        await service.start()
+        return service.status()
+
+    async def stop(self, name: str) -> ServiceStatus:
+        """Stop a service; see the contract."""
+        service = self._get(name)
+        async with self.exclusive(name):
+            await service.stop()
+        return service.status()
+
+    async def adopt(self, unit: ServiceUnit, socket: Fd) -> None:
+        """Register the caller, which outlived the previous launcher; see the contract."""
+        check_unit(unit)
+        pid = self._caller()
+        async with self.exclusive(unit.name):
+            self._check_open()
+            path = self._path_of(unit)
+            if path is None:
+                raise InvalidArgument(f'service "{unit.name}" has no socket to be adopted with')
+            known = self._services.get(unit.name)
+            if known is not None and known.process is not None:
+                if known.process.pid == pid and known.unit == unit:
+                    await trio.lowlevel.checkpoint()
+                    return
+                raise AlreadyExists(f'another process serves "{unit.name}"')
+            listener = _listening(socket, path)
+            inode = Inode.of(path)
+            if known is not None:
+                if known.listener is not None:
+                    listener.close()
+                    raise AlreadyExists(
+                        f'"{unit.name}" was registered anew, and its name is served elsewhere'
+                    )
+                known.supervision.cancel()
+                await known.ended.wait()
+                del self._services[unit.name]
+            try:
+                process = self._children.add(pid)
+            except ProcessLookupError:
+                listener.close()
+                raise InvalidState(f"process {pid} is gone") from None
+            service = Service(unit, path, listener, inode, self._spawner)
+            service.process = process
+            service.state = ServiceState.RUNNING
+            self._add(service)
+            _log.info("%s was adopted with process %s", unit.name, pid)
+
+    async def status(self) -> SystemStatus:
+        """Return the system and its services."""
+        await trio.lowlevel.checkpoint()
+        return SystemStatus(
+            version=__version__,
+            pid=os.getpid(),
+            root=str(self._paths.root),
+            run=str(self._paths.run),
+            started=self._started,
+            services=tuple(service.status() for _, service in sorted(self._services.items())),
+        )
+
+    async def shutdown(self, stop_containers: bool = False) -> None:
+        """Stop all services in order; see the contract."""
+        self._closing = True
+        self._stop_containers = self._stop_containers or stop_containers
+        self.hide()
+        await self._stop_all()
+        self.shut_down.set()
+
+    # --- inside ---
+
+    def hide(self) -> None:
+        """Unlink the launcher's own sockets, so that who comes now starts the next launcher."""
+        for path, inode in self.own_sockets.items():
+            unlink_socket(path, inode)
+
+    def _add(self, service: Service) -> None:
+        self._services[service.unit.name] = service
+        self.nursery.start_soon(service.run, name=f"service {service.unit.name}")
+
+    def _expect(self, unit: ServiceUnit, path: Path) -> None:
+        service = Service(unit, path, None, None, self._spawner)
+        self._add(service)
+
+        async def take_over() -> None:
+            # Nothing says that it will not come: after a while its name is taken anew.
+            await trio.sleep(ADOPTION_BOUND)
+            async with self.exclusive(unit.name):
+                if self._services.get(unit.name) is not service:
+                    return
+                _log.warning("%s did not register in time; its name is taken anew", unit.name)
+                try:
+                    service.listener, service.inode = bind_listener(path)
+                except (InvalidArgument, Unavailable) as error:
+                    _log.error("%s: %s", unit.name, error.message)
+                service.wake()
+
+        self.nursery.start_soon(take_over, name=f"expecting {unit.name}")
+
+    def _get(self, name: str) -> Service:
+        service = self._services.get(name)
+        if service is None:
+            raise NotFound(
+                f'there is no service "{name}"',
+                hint="known: " + (", ".join(sorted(self._services)) or "none"),
+            )
+        return service
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Unavailable("the system is shutting down", hint="try again in a moment")
+        if len(self._services) >= SERVICES_BOUND:
+            raise Unavailable(f"there are {SERVICES_BOUND} services already")
+
+    def _path_of(self, unit: ServiceUnit) -> Path | None:
+        if unit.listen is None:
+            return None
+        path = self._paths.run / unit.listen
+        check_socket_path(path)
+        for other in self._services.values():
+            if other.path == path and other.unit.name != unit.name:
+                raise AlreadyExists(f'the socket {path} belongs to service "{other.unit.name}"')
+        return path
+
+
+def _ordered(units: list[ServiceUnit]) -> tuple[ServiceUnit, ...]:
+    """Return units by `after`; services that outlive the launcher last, so that they end first."""
+    try:
+        ordered = in_order(units)
+    except InvalidArgument:
+        ordered = tuple(units)  # registered at run time in a circle: any order is as good
+    return tuple(sorted(ordered, key=lambda unit: unit.outlives_launcher))
+
+
+def _listening(given: Fd, path: Path) -> socket.socket:
+    try:
+        if not stat.S_ISSOCK(os.fstat(given.fileno()).st_mode):
+            raise InvalidArgument("what was given is no socket")
+        listener = socket.socket(fileno=os.dup(given.fileno()))
+    except OSError as error:
+        raise InvalidArgument(f"what was given is no socket: {error.strerror}") from error
+    if (
+        listener.family != socket.AF_UNIX
+        or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        or listener.getsockname() != str(path)
+    ):
+        listener.close()
+        raise InvalidArgument(f"the socket that was given does not listen at {path}")
+    return listener
+
+
+def service_environment(
+    paths: Paths, environment: Mapping[str, str] | None, *, owned: bool
+) -> dict[str, str]:
+    """Return the environment of all services: ours, without what was meant for us alone."""
+    source = os.environ if environment is None else environment
+    kept = {name: value for name, value in source.items() if not name.startswith(_OURS)}
+    kept.update(paths.environment())
+    kept["CONTAINER_LOG"] = "-"
+    if "CONTAINER_LOG_LEVEL" in source:
+        kept["CONTAINER_LOG_LEVEL"] = source["CONTAINER_LOG_LEVEL"]
+    if owned:
+        kept["CONTAINER_OWNED"] = "1"
+    return kept
