@@ -39,11 +39,11 @@ def test_rounds_that_do_not_pair_up_are_refused() -> None:
     ("goal", "limit", "met"),
     [
         (Goal.AT_MOST, 2.5, True),
-        (Goal.AT_MOST, 2.0, False),
+        (Goal.AT_MOST, 1.9, False),
         (Goal.AT_LEAST, 1.5, True),
-        (Goal.AT_LEAST, 2.0, False),
+        (Goal.AT_LEAST, 2.4, False),
         (Goal.LESS_THAN, 2.5, True),
-        (Goal.LESS_THAN, 2.0, False),
+        (Goal.LESS_THAN, 1.9, False),
     ],
 )
 def test_a_goal_is_met_only_by_the_worse_end_of_the_interval(
