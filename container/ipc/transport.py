@@ -26,6 +26,9 @@ DESCRIPTORS_ROOM = 253
 """Room for all descriptors that the kernel can put in one message: less is MSG_CTRUNC."""
 SO_PASSRIGHTS = 83
 _UCRED = struct.Struct("iII")
+_CTRUNC = int(socket.MSG_CTRUNC)
+"""Plain ints: a flag enum's `&` costs more than the system call it follows."""
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * DESCRIPTORS_ROOM)
 _PLAIN = socket.CMSG_SPACE(_UCRED.size)
 
@@ -123,7 +126,7 @@ class SocketTransport(Transport):
 
     def receive(self) -> Received:
         data, ancillary, flags, _ = self._socket.recvmsg(
-            READ_BYTES, self._ancillary, socket.MSG_CMSG_CLOEXEC
+            READ_BYTES, self._ancillary, _CLOEXEC
         )
         descriptors: list[int] = []
         sender: Sender | None = None
@@ -135,12 +138,12 @@ class SocketTransport(Transport):
             elif kind == socket.SCM_RIGHTS:
                 whole = len(content) - len(content) % 4
                 descriptors.extend(array.array("i", content[:whole]))
-        if data and (flags & socket.MSG_CTRUNC or sender is None or sender.pid == 0):
+        if data and (flags & _CTRUNC or sender is None or sender.pid == 0):
             for descriptor in descriptors:
                 os.close(descriptor)
             raise TransportBroken(
                 "the kernel could not deliver all descriptors"
-                if flags & socket.MSG_CTRUNC
+                if flags & _CTRUNC
                 else "the sender of a message is not known"
             )
         return Received(data, descriptors, sender)
