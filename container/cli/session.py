@@ -109,16 +109,13 @@ class Session:
     async def ensure_running(self) -> None:
         """Start the system if it is not up, saying so on stderr."""
         from container.cli.failure import say
-        from container.ipc import Fate, PeerGone
-
-        try:
-            async with self.launcher():
-                return
-        except PeerGone as gone:
-            if gone.fate is not Fate.REFUSED:
-                raise
         from container.launcher.boot import ensure_running
+        from container.launcher.rundir import prepare_run_directory, somebody_listens
 
+        # First: a folder of somebody else is refused before anything is said.
+        prepare_run_directory(self.paths.run)
+        if somebody_listens(self.paths.launcher_socket):
+            return
         say(f"starting the system (logs in {self.paths.logs})")
         await ensure_running(self.paths)
 
