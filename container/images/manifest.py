@@ -20,7 +20,8 @@ import msgspec
 from attrs import frozen
 
 from container.contracts.images import ImageConfig, Platform
-from container.ipc import DataLoss, Unsupported
+from container.images.malformed import Malformed
+from container.ipc import Unsupported
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -156,14 +157,14 @@ def _decode(raw: bytes, kind: type[T], what: str) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DataLoss(f"the {what} is malformed: {error}") from error
+        raise Malformed(f"the {what} is malformed: {error}") from error
 
 
 def parse_manifest(raw: bytes) -> Manifest | Index:
     """Read a manifest or an index.
 
     Raises:
-        DataLoss: it is neither, or malformed.
+        Malformed: it is neither, or malformed.
         Unsupported: it is of a format that is not read any more, or no image to run.
     """
     document = _decode(raw, _Document, "manifest")
@@ -174,10 +175,10 @@ def parse_manifest(raw: bytes) -> Manifest | Index:
         )
     if document.manifests is not None:
         if document.config is not None or document.layers is not None:
-            raise DataLoss("the manifest is malformed: it is an index and an image at once")
+            raise Malformed("the manifest is malformed: it is an index and an image at once")
         return Index(tuple(document.manifests))
     if document.config is None:
-        raise DataLoss("the manifest is malformed: it has neither a configuration nor manifests")
+        raise Malformed("the manifest is malformed: it has neither a configuration nor manifests")
     layers = tuple(document.layers or ())
     for layer in layers:
         if layer.media_type and not layer.media_type.startswith(_LAYER_TYPES):
@@ -192,11 +193,11 @@ def parse_index(raw: bytes) -> Index:
     """Read the `index.json` of a layout.
 
     Raises:
-        DataLoss: it is none.
+        Malformed: it is none.
     """
     found = parse_manifest(raw)
     if isinstance(found, Manifest):
-        raise DataLoss("index.json is malformed: it is a manifest")
+        raise Malformed("index.json is malformed: it is a manifest")
     return found
 
 
@@ -204,11 +205,11 @@ def parse_configuration(raw: bytes) -> Configuration:
     """Read an image's configuration.
 
     Raises:
-        DataLoss: it is malformed.
+        Malformed: it is malformed.
     """
     document = _decode(raw, _ConfigDocument, "image configuration")
     if not document.os or not document.architecture:
-        raise DataLoss("the image configuration is malformed: it names no platform")
+        raise Malformed("the image configuration is malformed: it names no platform")
     run = document.config or _RunDocument()
     return Configuration(
         platform=Platform(document.os, document.architecture, document.variant or None),
@@ -233,7 +234,7 @@ def parse_archive(raw: bytes) -> tuple[ArchivedImage, ...]:
     """Read the `manifest.json` of a docker-archive.
 
     Raises:
-        DataLoss: it is malformed.
+        Malformed: it is malformed.
     """
     return tuple(
         ArchivedImage(item.config, tuple(item.layers), tuple(item.repo_tags or ()))

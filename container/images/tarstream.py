@@ -17,7 +17,8 @@ from typing import IO, cast
 
 from container.images.compression import BROKEN, Reader
 from container.images.limits import Limits
-from container.ipc import DataLoss, Overloaded
+from container.images.malformed import Malformed
+from container.ipc import Overloaded
 
 CHUNK = 1 << 18
 _BROKEN = (*BROKEN, tarfile.TarError, RecursionError, OverflowError, ValueError, IndexError)
@@ -47,7 +48,7 @@ class TarStream:
         for, or skipped.
 
         Raises:
-            DataLoss: the tar is broken.
+            Malformed: the tar is broken.
             Overloaded: a bound is reached.
         """
         count = 0
@@ -58,12 +59,10 @@ class TarStream:
                 self._in_header, self._header_bytes = True, 0
                 try:
                     if tar is None:
-                        # The mode of plain files, though this one only goes forward: next() seeks
-                        # only over what was not read. tar =
-                        tarfile.open(fileobj=cast("IO[bytes]", self), mode="r:")  # noqa: SIM115
+                        tar = self._tar()
                     member = tar.next()
                 except _BROKEN as error:
-                    raise DataLoss(f"the tar is broken: {error}") from error
+                    raise Malformed(f"the tar is broken: {error}") from error
                 finally:
                     self._in_header = False
                 if member is None:
@@ -74,14 +73,19 @@ class TarStream:
                 if count > self._limits.entries:
                     raise Overloaded(f"the tar has more than {self._limits.entries} members")
                 if member.size < 0:
-                    raise DataLoss("the tar is broken: a member has a negative size")
+                    raise Malformed("the tar is broken: a member has a negative size")
                 yield member
         finally:
             if tar is not None:
                 tar.close()
         if self._last_block.strip(b"\0"):
             # tarfile takes a header that it can't read for the end.
-            raise DataLoss("the tar is broken: a header is damaged")
+            raise Malformed("the tar is broken: a header is damaged")
+
+    def _tar(self) -> tarfile.TarFile:
+        # The mode of plain files, though this one only goes forward: next() seeks only over what
+        # was not read.
+        return tarfile.open(fileobj=cast("IO[bytes]", self), mode="r:")
 
     def content(self, member: tarfile.TarInfo) -> Iterator[tuple[int, bytes]]:
         """Read the content of the member that was given last: pieces and their places in the file.
@@ -89,20 +93,20 @@ class TarStream:
         What lies between the pieces is a hole.
 
         Raises:
-            DataLoss: the tar ends before it.
+            Malformed: the tar ends before it.
         """
         # The map of holes is GNU's and has three forms: tarfile knows them all.
         pieces: list[tuple[int, int]] | None = getattr(member, "sparse", None)
         end = 0
         for offset, size in [(0, member.size)] if pieces is None else pieces:
             if offset < end or size < 0 or offset + size > member.size:
-                raise DataLoss("the tar is broken: the map of a sparse file is")
+                raise Malformed("the tar is broken: the map of a sparse file is")
             end = offset + size
             while offset < end:
                 self._check()
                 data = self._read(min(end - offset, CHUNK))
                 if not data:
-                    raise DataLoss("the tar is broken: it ends inside a file")
+                    raise Malformed("the tar is broken: it ends inside a file")
                 yield offset, data
                 offset += len(data)
 
@@ -116,7 +120,7 @@ class TarStream:
         try:
             data = self._source.read(size)
         except BROKEN as error:
-            raise DataLoss(f"the compressed data is broken: {error}") from error
+            raise Malformed(f"the compressed data is broken: {error}") from error
         self._hash.update(data)
         self._position += len(data)
         if self._position > self._limits.unpacked:

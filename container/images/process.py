@@ -1,0 +1,24 @@
+"""The process `container-images`: serve `Images` on the socket that the launcher hands over."""
+
+from __future__ import annotations
+
+import trio
+
+from container.process import Context, run_process
+
+
+async def serve(context: Context) -> None:
+    """Serve the images of the context's root until cancelled."""
+    from container.images.service import ImagesService
+    from container.ipc import open_service
+    from container.storage.settings import Settings
+
+    settings = await trio.to_thread.run_sync(Settings.read)
+    service = ImagesService(context.paths.images, settings)
+    async with open_service(service, at=context.listener or context.paths.images_socket):
+        await trio.sleep_forever()
+
+
+def main() -> int:
+    """Run the process."""
+    return run_process("container-images", serve)
