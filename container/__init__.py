@@ -7,10 +7,9 @@ framework.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # not typing's: the command line's start would pay for that import
 
 if TYPE_CHECKING:
     from container.embed import Container as Container
@@ -23,5 +22,7 @@ _LAZY = {"open_system", "connect_system", "System", "Container"}
 
 def __getattr__(name: str) -> object:
     if name in _LAZY:
+        import importlib
+
         return getattr(importlib.import_module("container.embed"), name)
     raise AttributeError(f"module 'container' has no attribute {name!r}")

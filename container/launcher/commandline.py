@@ -30,6 +30,7 @@ ENTRY = "container.cli.main:main"
 HANDSHAKE_BOUND = 5
 """Seconds to the front's `G`; then the alarm ends this child."""
 _STATUS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
+_INT = array.array("i").itemsize
 _LIMITS = 16
 """Resource limits that Linux has."""
 _NAMESPACES = ("mnt", "user", "pid", "net", "ipc", "uts", "cgroup")
@@ -41,13 +42,17 @@ class Refused(Exception):
 
 def answer(connection: socket.socket, entry: str = ENTRY) -> NoReturn:
     """Serve one connection in this (forked) process to its end."""
+    log = os.dup(2)  # of the zygote, while 2 is not the front's
     try:
-        offspring.keep_only([connection.fileno()])
+        offspring.keep_only([connection.fileno(), log])
         offspring.reset_signals()
         signal.alarm(HANDSHAKE_BOUND)
         arguments = _admit(connection)
-    except BaseException:
-        os._exit(1)
+        os.close(log)
+    except BaseException as error:
+        offspring.reset_logging()
+        os.write(log, f"zygote: a command line was left to its front: {error!r}\n".encode())
+        os._exit(128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
     status = 1
     try:
         offspring.name_process("container")
@@ -121,7 +126,8 @@ def _peer(connection: socket.socket) -> tuple[int, int, int]:
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    room = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+    # The listener asks for credentials, so that there is room for them beside the descriptors.
+    room = socket.CMSG_SPACE(4 * _INT) + socket.CMSG_SPACE(3 * _INT)
     header, ancillary, flags, _ = connection.recvmsg(8, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, data in ancillary:
