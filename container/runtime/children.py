@@ -1,0 +1,66 @@
+"""Processes that became ours because we are a subreaper, held by pidfd.
+
+An OCI runtime forks the container's process and ends; the kernel then makes the process a child of
+its nearest living subreaper. So its exit status can be read as any child's, by pidfd: no pid is
+ever looked up twice, and no other child's status is taken away.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import trio
+
+from container.runtime.oci import ContainerProcess, Ended
+
+
+class AdoptedProcess(ContainerProcess):
+    """A process that is or will be a child of this one.
+
+    Args:
+        pid: Of a process that can't have been reaped by anybody else.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self._ended: Ended | None = None
+
+    async def wait(self) -> Ended:
+        while self._ended is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+            self._reap()
+        return self._ended
+
+    def _reap(self) -> None:
+        try:
+            status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            # Its parent still lives, or another process inherited it: its status is not ours to
+            # read.
+            self._ended = Ended()
+            return
+        if status is None:
+            return
+        if status.si_code == os.CLD_EXITED:
+            self._ended = Ended(code=status.si_status)
+        else:
+            self._ended = Ended(signal=status.si_status)
+
+    def send_signal(self, number: int) -> None:
+        if self._ended is not None or self._pidfd < 0:
+            raise ProcessLookupError(self.pid)
+        signal.pidfd_send_signal(self._pidfd, number)
+
+    def close(self) -> None:
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            if self._ended is None:
+                self._ended = Ended()
+            if trio.lowlevel.in_trio_run():
+                trio.lowlevel.notify_closing(pidfd)
+            os.close(pidfd)

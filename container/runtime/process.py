@@ -1,0 +1,129 @@
+"""The process of one runtime helper: `container-runtime start [--root FOLDER] [--id] ID`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+import trio
+from attrs import frozen
+
+from container.contracts.launcher import Launcher, Restart, ServiceUnit
+from container.contracts.runtime import Sandbox
+from container.ipc import InvalidArgument, open_service
+from container.process import Context, run_process
+from container.runtime import kernel
+from container.runtime.gate import RuntimeGate
+from container.runtime.registration import connection_lost, stay_registered
+from container.runtime.service import SandboxService
+
+ENTRY = "container.runtime.process:main"
+_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}")
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class Options:
+    """What the command line says."""
+
+    container_id: str
+    folder: Path | None = None
+    """The container's folder; None takes the one of this system."""
+
+
+def parse(arguments: list[str]) -> Options:
+    """Read the command line.
+
+    Raises:
+        InvalidArgument: it is wrong.
+    """
+    rest = arguments[1:] if arguments[:1] == ["start"] else list(arguments)
+    folder: Path | None = None
+    container_id = ""
+    while rest:
+        word = rest.pop(0)
+        if word in ("--root", "--id"):
+            if not rest:
+                raise InvalidArgument(f"{word} needs a value")
+            value = rest.pop(0)
+            if word == "--root":
+                folder = Path(value).absolute()
+                continue
+            word = value
+        if container_id or not _ID.fullmatch(word):
+            raise InvalidArgument(
+                f"{word!r} is no container id", hint="container-runtime start [--root FOLDER] ID"
+            )
+        container_id = word
+    if not container_id:
+        raise InvalidArgument("no container id is given", hint="container-runtime start ID")
+    return Options(container_id, folder)
+
+
+def unit(container_id: str, command: tuple[str, ...]) -> ServiceUnit:
+    """Return the unit under which a launcher knows this helper, equal to what the API server gave."""
+    return ServiceUnit(
+        name=f"runtime.{container_id}",
+        command=command,
+        entry=ENTRY,
+        description=f"runtime helper of container {container_id}",
+        listen=f"runtime/{container_id}.sock",
+        restart=Restart.NO,
+        outlives_launcher=True,
+    )
+
+
+def hide_mounts() -> None:
+    """Give this process mounts of its own: whatever it mounts goes with it, however it ends.
+
+    Mounts that others make later still show up here. Does nothing where it is not allowed.
+    """
+    try:
+        kernel.unshare(kernel.CLONE_NEWNS)
+        kernel.mount(None, Path("/"), None, kernel.MS_REC | kernel.MS_SLAVE, "")
+    except OSError as error:
+        _log.warning("mounts can't be kept apart: %s", error.strerror)
+
+
+async def serve(context: Context) -> int | None:
+    """Serve one container until it is shut down."""
+    options = parse(context.arguments)
+    if context.listener is None:
+        raise InvalidArgument(
+            "no listening socket was handed over", hint="container-launcher starts this program"
+        )
+    hide_mounts()
+    folder = options.folder or context.paths.containers / options.container_id
+    service = SandboxService(folder, options.container_id)
+    async with service, open_service(RuntimeGate(Sandbox, service), at=context.listener):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stay, context, options.container_id, nursery.cancel_scope)
+            await service.ended.wait()
+            nursery.cancel_scope.cancel()
+    return None
+
+
+async def _stay(context: Context, container_id: str, scope: trio.CancelScope) -> None:
+    socket = context.paths.launcher_socket
+    if context.owned:
+        # A private system ends with its owner, and its containers with it.
+        try:
+            async with Launcher.connect(socket) as launcher:
+                await connection_lost(launcher)
+        finally:
+            scope.cancel()
+    assert context.listener is not None
+    await stay_registered(
+        partial(Launcher.connect, socket),
+        unit(container_id, tuple(sys.argv)),
+        context.listener,
+        socket,
+    )
+
+
+def main() -> int:
+    """Run the process."""
+    return run_process("container-runtime", serve)

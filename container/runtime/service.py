@@ -1,0 +1,525 @@
+"""The runtime helper's service: one container, from its bundle to its exit status.
+
+| phase | on | becomes |
+|---|---|---|
+| EMPTY | bootstrap | CREATED: root mounted, bundle written, first process waits |
+| CREATED | start of `init` | RUNNING |
+| CREATED, RUNNING | `init` has ended | STOPPED, and all that the kernel held for it is taken down |
+| any | shutdown | all is gone, `ended` is set |
+
+Everything that a container leaves behind has one owner here and one place where it goes:
+`_tear_down`. A helper that was killed left its container running and its files; what its successor
+finds at `bootstrap`, `stop` or `shutdown` it sweeps by the container's control group.
+
+What is *not* here: the wire, the gate, the registration with a launcher; see `process.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import trio
+from attrs import frozen
+
+from container.contracts.logs import LogStream, open_log
+from container.contracts.runtime import (
+    INIT,
+    ExitStatus,
+    LogFiles,
+    ProcessSpec,
+    ProcessState,
+    Sandbox,
+    SandboxPhase,
+    SandboxSpec,
+    SandboxState,
+    SandboxStatistics,
+    Started,
+    Stdio,
+    StopOptions,
+    TerminalSize,
+)
+from container.ipc import (
+    Actor,
+    AlreadyExists,
+    ContainerError,
+    Fd,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    Unavailable,
+)
+from container.runtime.bundle import (
+    BundleFiles,
+    check_process,
+    check_spec,
+    configuration,
+    process_configuration,
+)
+from container.runtime.cgroup import CgroupFolders, ControlGroup, cgroup_path
+from container.runtime.command import missing_command
+from container.runtime.command_line import CommandLineRuntime, find_runtime
+from container.runtime.dial import connect_inside
+from container.runtime.inside import InsideRoot
+from container.runtime.kernel import Machine
+from container.runtime.log import LogWriter
+from container.runtime.oci import ContainerProcess, OciRuntime, ProcessStdio
+from container.runtime.processes import ManagedProcess
+from container.runtime.rootfs import OverlayRoot, RootFilesystem
+from container.runtime.signals import parse_signal
+from container.runtime.stdio import Plumbing
+from container.runtime.terminal import console_socket
+from container.runtime.user import resolve_user
+
+TEAR_DOWN_SECONDS = 15.0
+"""For killing, deleting, unmounting; no cancellation cuts it short."""
+KILL_SECONDS = 10.0
+"""From SIGKILL to the end of a process, which only a wedged kernel takes."""
+PROCESSES_MAX = 4096
+"""Processes that are known at once; ended ones make room."""
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class Machinery:
+    """What a sandbox works with. Tests give it doubles; `real` is the machine."""
+
+    runtime: Callable[[str | None], OciRuntime]
+    """From the wanted OCI runtime's name to its driver."""
+    root: RootFilesystem
+    cgroup: ControlGroup
+    machine: Machine
+
+    @classmethod
+    def real(cls, folder: Path, container_id: str) -> Machinery:
+        """Return this machine's own, for one container.
+
+        Args:
+            folder: The container's.
+            container_id: Its id.
+        """
+        state = folder / "bundle" / "run" / "state"
+        return cls(
+            runtime=lambda name: CommandLineRuntime(find_runtime(name), state),
+            root=OverlayRoot(folder / "bundle"),
+            cgroup=CgroupFolders(cgroup_path(container_id)),
+            machine=Machine.here(),
+        )
+
+
+class SandboxService(Actor, Sandbox):
+    """Run one container.
+
+    Args:
+        folder: The container's; `bundle` and `log` in it are ours.
+        container_id: Its id.
+        machinery: What it works with; None takes this machine's.
+    """
+
+    def __init__(self, folder: Path, container_id: str, machinery: Machinery | None = None) -> None:
+        self._folder = folder
+        self._id = container_id
+        self._machinery = machinery or Machinery.real(folder, container_id)
+        self._files = BundleFiles(folder / "bundle" / "run")
+        self._phase = SandboxPhase.EMPTY
+        self._spec: SandboxSpec | None = None
+        self._runtime: OciRuntime | None = None
+        self._log: LogWriter | None = None
+        self._processes: dict[str, ManagedProcess] = {}
+        self._down = False
+        self.ended = trio.Event()
+        """Set when `shutdown` is done: the process that serves this may end."""
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            # Whoever ends us without `shutdown` ends the container too: nobody would own it.
+            with _bounded(TEAR_DOWN_SECONDS):
+                if self._phase is not SandboxPhase.EMPTY:
+                    await self._tear_down()
+
+    # --- bootstrap ---
+
+    async def bootstrap(self, spec: SandboxSpec, stdio: Stdio) -> None:
+        async with self.exclusive("container"):
+            if self._phase is not SandboxPhase.EMPTY:
+                raise InvalidState(f"container {self._id} was bootstrapped already")
+            if spec.id != self._id:
+                raise InvalidArgument(f"this helper is for container {self._id}, not {spec.id}")
+            check_spec(spec)
+            parse_signal(spec.stop_signal)
+            runtime = self._machinery.runtime(spec.runtime)
+            await self._sweep()
+            self._spec, self._runtime, self._down = spec, runtime, False
+            try:
+                await self._create(spec, stdio, runtime)
+            except BaseException:
+                with _bounded(TEAR_DOWN_SECONDS):
+                    await self._tear_down()
+                self._processes.clear()
+                self._spec = self._runtime = None
+                raise
+
+    async def _create(self, spec: SandboxSpec, stdio: Stdio, runtime: OciRuntime) -> None:
+        await trio.to_thread.run_sync(
+            lambda: self._files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        )
+        root = await self._machinery.root.mount(spec.layers, volatile=not spec.keep_log)
+        await trio.to_thread.run_sync(self._write_bundle, spec, root)
+        if spec.keep_log:
+            self._log = await trio.to_thread.run_sync(LogWriter, self._folder / "log")
+            self._log.mark(LogStream.START)
+        process = ManagedProcess(
+            INIT,
+            spec.process,
+            Plumbing.lay(spec.process, stdio, self._log),
+            at_end=self._first_ended,
+        )
+        self._processes[INIT] = process
+        await self._make(
+            process,
+            lambda folder, descriptors, console: runtime.create(
+                spec.id, folder, descriptors, console
+            ),
+        )
+        self._phase = SandboxPhase.CREATED
+        self.nursery.start_soon(self._supervise_first, process)
+
+    def _write_bundle(self, spec: SandboxSpec, root: Path) -> None:
+        process = spec.process
+        with InsideRoot.open(root) as inside:
+            user = resolve_user(process.user, inside)
+            files = self._files.write_etc(spec)
+            whole = configuration(spec, user, root, files, self._machinery.machine)
+            # Where a mount of the user's may bring the folder or the command, we can't look.
+            if not spec.mounts and (error := missing_command(process, inside)):
+                raise error
+            if not any(
+                PurePosixPath(process.working_directory).is_relative_to(mount.destination)
+                for mount in spec.mounts
+            ):
+                _make_working_directory(inside, process.working_directory, user.uid, user.gid)
+        self._files.write(whole)
+
+    async def _make(
+        self,
+        process: ManagedProcess,
+        make: Callable[[Path, ProcessStdio, str | None], Awaitable[ContainerProcess]],
+    ) -> None:
+        """Have the OCI runtime make a process, and take its terminal over if it has one."""
+        folder = self._files.folder
+        plumbing = process.plumbing
+        if not process.spec.terminal:
+            process.handle = await make(folder, plumbing.stdio, None)
+        else:
+            name = f"tty-{len(self._processes)}"
+            async with console_socket(folder, name) as console:
+                process.handle = await make(folder, plumbing.stdio, name)
+                # It is in the socket's queue by now.
+                plumbing.terminal_arrived(await console.receive())
+        plumbing.made()
+
+    async def _supervise_first(self, process: ManagedProcess) -> None:
+        await process.supervise(self._killed_for_memory)
+        with _bounded(TEAR_DOWN_SECONDS):
+            await self._tear_down()
+
+    def _first_ended(self) -> None:
+        self._phase = SandboxPhase.STOPPED
+        if self._log is not None:
+            self._log.mark(LogStream.END)
+            self._log.close()
+
+    def _killed_for_memory(self) -> bool:
+        return self._machinery.cgroup.out_of_memory_kills() > 0
+
+    # --- processes ---
+
+    async def create_process(self, process: str, spec: ProcessSpec, stdio: Stdio) -> None:
+        check_process(spec)
+        if self._phase is not SandboxPhase.RUNNING:
+            raise InvalidState(f"container {self._id} does not run")
+        known = self._processes.get(process)
+        if known is not None and known.state is not ProcessState.EXITED:
+            raise AlreadyExists(f"process {process!r} exists")
+        self._make_room()
+        self._processes[process] = ManagedProcess(
+            process, spec, Plumbing.lay(spec, stdio, None, keep=True)
+        )
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _make_room(self) -> None:
+        ended = [p.id for p in self._processes.values() if p.state is ProcessState.EXITED]
+        for name in ended[: max(0, len(self._processes) - PROCESSES_MAX + 1)]:
+            if name != INIT:
+                del self._processes[name]
+        if len(self._processes) >= PROCESSES_MAX:
+            raise InvalidState(f"container {self._id} has {PROCESSES_MAX} processes already")
+
+    async def start(self, process: str) -> Started:
+        async with self.exclusive(f"start {process}"):
+            managed = self._process(process)
+            if managed.started_at is not None:
+                return managed.started()
+            if managed.state is ProcessState.EXITED:
+                raise InvalidState(f"process {process!r} ended before it was started")
+            # Shielded: a further process that was made but not noted would run on unseen. The OCI
+            # runtime's calls are bounded.
+            with trio.CancelScope(shield=True):
+                if process == INIT:
+                    await self._start_first(managed)
+                else:
+                    await self._start_further(managed)
+            return managed.started()
+
+    async def _start_first(self, managed: ManagedProcess) -> None:
+        assert self._runtime is not None
+        if not await _unless_ended(managed, self._runtime.start(self._id)):
+            raise InvalidState(f"process {managed.id!r} ended before it was started")
+        managed.started_at = datetime.now(UTC)
+        if managed.state is ProcessState.CREATED:
+            managed.state = ProcessState.RUNNING
+            self._phase = SandboxPhase.RUNNING
+
+    async def _start_further(self, managed: ManagedProcess) -> None:
+        runtime = self._runtime
+        assert runtime is not None
+        first = self._process(INIT).running()
+        try:
+            process = await trio.to_thread.run_sync(
+                _resolve_further, managed.spec, Path(f"/proc/{first.pid}/root")
+            )
+            await self._make(
+                managed,
+                lambda folder, descriptors, console: runtime.execute(
+                    self._id, folder, process, descriptors, console
+                ),
+            )
+        except BaseException:
+            # What can't be started now never will: its id is free again, its descriptors closed.
+            managed.finish(ExitStatus(code=None))
+            self._processes.pop(managed.id, None)
+            if self._phase is not SandboxPhase.RUNNING:
+                raise InvalidState(f"container {self._id} has ended") from None
+            raise
+        managed.started_at = datetime.now(UTC)
+        managed.state = ProcessState.RUNNING
+        self.nursery.start_soon(managed.supervise, lambda: False)
+
+    def _process(self, process: str) -> ManagedProcess:
+        try:
+            return self._processes[process]
+        except KeyError:
+            raise NotFound(f"container {self._id} has no process {process!r}") from None
+
+    async def kill(self, process: str, signal: str) -> None:
+        number = parse_signal(signal)
+        handle = self._process(process).running()
+        try:
+            handle.send_signal(number)
+        except ProcessLookupError:
+            raise InvalidState(f"process {process!r} has ended") from None
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def resize(self, process: str, size: TerminalSize) -> None:
+        managed = self._process(process)
+        if not managed.spec.terminal:
+            raise InvalidState(f"process {process!r} has no terminal")
+        if not managed.plumbing.resize(size):
+            managed.plumbing.terminal_size = size  # it gets it when its terminal comes
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def wait(self, process: str) -> ExitStatus:
+        managed = self._process(process)
+        await managed.exited.wait()
+        assert managed.exit is not None
+        return managed.exit
+
+    async def stop(self, options: StopOptions) -> ExitStatus:
+        if self._phase is SandboxPhase.EMPTY:
+            async with self.exclusive("container"):
+                await self._sweep()
+            return ExitStatus(code=None)
+        assert self._spec is not None
+        number = parse_signal(options.signal or self._spec.stop_signal)
+        first = self._process(INIT)
+        if first.state is ProcessState.RUNNING and number != 9 and options.timeout > 0:
+            self._signal(first, number)
+            with trio.move_on_after(options.timeout):
+                await first.exited.wait()
+        await self._kill_all(first)
+        assert first.exit is not None
+        return first.exit
+
+    def _signal(self, process: ManagedProcess, number: int) -> None:
+        try:
+            process.running().send_signal(number)
+        except (ProcessLookupError, InvalidState):
+            pass  # it ended by itself meanwhile
+
+    async def _kill_all(self, first: ManagedProcess) -> None:
+        if not first.exited.is_set():
+            # With the first process of a pid namespace the kernel kills all others.
+            self._signal(first, 9)
+            await trio.to_thread.run_sync(self._machinery.cgroup.kill)
+        with trio.move_on_after(KILL_SECONDS) as scope:
+            await first.exited.wait()
+        if scope.cancelled_caught:
+            raise Unavailable(f"container {self._id} does not end: the kernel holds it")
+
+    # --- questions ---
+
+    async def state(self) -> SandboxState:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return SandboxState(
+            id=self._id,
+            phase=self._phase,
+            processes=tuple(process.describe() for process in self._processes.values()),
+        )
+
+    async def statistics(self) -> SandboxStatistics:  # type: ignore[override]
+        usage = None
+        if self._phase in (SandboxPhase.CREATED, SandboxPhase.RUNNING):
+            usage = await trio.to_thread.run_sync(self._machinery.cgroup.usage)
+        if usage is None:
+            raise InvalidState(f"container {self._id} does not run")
+        return usage
+
+    async def dial(self, port: int) -> Fd:
+        if not 1 <= port <= 65535:
+            raise InvalidArgument(f"{port} is no TCP port")
+        if self._phase is not SandboxPhase.RUNNING:
+            raise InvalidState(f"container {self._id} does not run")
+        return await connect_inside(self._process(INIT).running().pid, port)
+
+    async def logs(self) -> LogFiles:
+        if self._spec is not None and not self._spec.keep_log:
+            raise InvalidState(
+                f"container {self._id} keeps no log: its output went straight to whoever ran it",
+                hint="run it detached, or without --rm, to keep one",
+            )
+        try:
+            return await trio.to_thread.run_sync(open_log, self._folder / "log")
+        except FileNotFoundError:
+            raise InvalidState(f"container {self._id} was never started: it has no log") from None
+
+    # --- the end ---
+
+    async def shutdown(self) -> None:
+        try:
+            with _bounded(TEAR_DOWN_SECONDS):
+                async with self.exclusive("container"):
+                    if self._phase is SandboxPhase.EMPTY:
+                        await self._sweep()
+                    else:
+                        await self._tear_down()
+        finally:
+            self.ended.set()  # no checkpoint after it: the reply leaves before we are ended
+
+    async def _tear_down(self) -> None:
+        """Kill what runs; delete container, control group, mount and bundle. Called shielded."""
+        async with self.exclusive("tear down"):
+            if self._down:
+                return
+            for process in self._processes.values():
+                if process.handle is not None and process.state is not ProcessState.EXITED:
+                    self._signal(process, 9)
+            for process in tuple(self._processes.values()):
+                await self._end_process(process)
+            if self._log is not None:
+                self._log.close()
+            if self._runtime is not None:
+                await _attempt("delete the container", self._runtime.delete(self._id))
+            await self._sweep()
+            self._down = True
+            if self._phase is not SandboxPhase.EMPTY:
+                self._phase = SandboxPhase.STOPPED
+
+    async def _end_process(self, process: ManagedProcess) -> None:
+        if process.handle is not None and process.state is not ProcessState.EXITED:
+            # Its supervisor may be gone with our nursery, or never have been started.
+            with trio.move_on_after(KILL_SECONDS):
+                if process.supervised:
+                    await process.exited.wait()
+                else:
+                    await process.supervise(self._killed_for_memory)
+        process.finish(ExitStatus(code=None, exited_at=datetime.now(UTC)))
+
+    async def _sweep(self) -> None:
+        """Remove what is left of a run, whoever made it: processes, group, mount, bundle."""
+        if not await trio.to_thread.run_sync(self._files.folder.is_dir):
+            return
+        cgroup = self._machinery.cgroup
+        with trio.move_on_after(KILL_SECONDS):
+            # A process may fork between the kill and its own end: killed again until none is left.
+            while not await trio.to_thread.run_sync(cgroup.remove):
+                await trio.to_thread.run_sync(cgroup.kill)
+        await _attempt("unmount the root", self._machinery.root.unmount())
+        await trio.to_thread.run_sync(lambda: shutil.rmtree(self._files.folder, ignore_errors=True))
+
+
+def _bounded(seconds: float) -> trio.CancelScope:
+    return trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
+
+
+async def _attempt(what: str, work: Awaitable[None]) -> None:
+    """Do one step of a tear-down; the next ones are done even if it fails."""
+    try:
+        await work
+    except Exception:
+        _log.exception("can't %s", what)
+
+
+async def _unless_ended(process: ManagedProcess, work: Awaitable[None]) -> bool:
+    """Await some work, but no longer than the process lives; return whether it was done."""
+    done = False
+    failure: ContainerError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            await process.exited.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        try:
+            await work
+            done = True
+        except ContainerError as error:
+            failure = error  # raised outside: the nursery would wrap it in a group
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return done
+
+
+def _make_working_directory(inside: InsideRoot, path: str, user: int, group: int) -> None:
+    try:
+        inside.make_folder(path, user, group)
+    except NotADirectoryError:
+        raise InvalidArgument(f"working directory {path!r} is not a folder") from None
+    except OSError as error:
+        raise InvalidArgument(
+            f"working directory {path!r} can't be used: {error.strerror}"
+        ) from error
+
+
+def _resolve_further(spec: ProcessSpec, root: Path) -> dict[str, object]:
+    """Return the OCI form of a further process, resolved in what the first one sees."""
+    with InsideRoot.open(root) as inside:
+        user = resolve_user(spec.user, inside)
+        if error := missing_command(spec, inside):
+            raise error
+        if inside.stat(spec.working_directory) is None:
+            raise InvalidArgument(
+                f"working directory {spec.working_directory!r} is not in the container"
+            )
+    return process_configuration(spec, user)
