@@ -1,8 +1,8 @@
 """Linux containers run by small cooperating Trio processes.
 
-`container.ipc` is the framework; the container system is built on nothing but it. This module imports
-lazily: `import container.ipc` loads nothing of the container system, and `container --help` loads no
-framework.
+`container.ipc` is the framework; the container system is built on nothing but it. This module
+imports lazily: `import container.ipc` loads nothing of the container system, and `container --help`
+loads no framework.
 """
 
 from __future__ import annotations
