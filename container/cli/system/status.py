@@ -8,6 +8,7 @@ from container.cli.failure import Refused
 from container.cli.groups import Verb
 from container.cli.output import format_option, plain, print_json, print_table, show_age
 from container.cli.session import QUICK, Session
+from container.cli.system.version import say_other_version
 
 HELP = """Show the system and its services.
 
@@ -41,6 +42,7 @@ async def _status(session: Session, output: str) -> int:
         raise Refused(
             "the system does not run", hint='it starts by itself, or with "container system start"'
         ) from None
+    say_other_version(status.version)
     if output == "json":
         print_json({"running": True, **plain(status)})
         return 0

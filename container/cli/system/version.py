@@ -23,7 +23,14 @@ def command(session: Session, output: str) -> None:
     else:
         print(f"client  {ours}")
         print(f"system  {running or 'does not run'}")
-    if running not in (None, ours):
+    if running is not None:
+        say_other_version(running)
+
+
+def say_other_version(running: str) -> None:
+    """Warn if the system that runs is of another version than this command."""
+    ours = container.__version__
+    if running != ours:
         say(
             f"the system that runs is of version {running}, this command of {ours}",
             'restart it: "container system stop", then "container system start"',
