@@ -1,8 +1,8 @@
 """`Actor`: the owner of some state, as an async context manager with a nursery of its own.
 
-An actor's state changes only inside its methods. Methods run concurrently, as Trio tasks, so a `wait()`
-never blocks a `kill()`; what must be exclusive takes the actor's lock for that entity, by name:
-`async with self.exclusive(container_id):`. An actor never sees a message.
+An actor's state changes only inside its methods. Methods run concurrently, as Trio tasks, so a
+`wait()` never blocks a `kill()`; what must be exclusive takes the actor's lock for that entity, by
+name: `async with self.exclusive(container_id):`. An actor never sees a message.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ActorStatistics:
 class Actor:
     """Base of services: start-up and tear-down are a scope, background tasks live in `nursery`.
 
-    Override `lifespan` to hold resources: what is before its `yield` runs at start, what is after it
-    at the end, when the nursery's tasks have been cancelled and have ended.
+    Override `lifespan` to hold resources: what is before its `yield` runs at start, what is after
+    it at the end, when the nursery's tasks have been cancelled and have ended.
     """
 
     _nursery: trio.Nursery | None = None

@@ -83,7 +83,7 @@ async def connect(
     policy: Policy = same_user_or_root,
     limits: Limits | None = None,
 ) -> AsyncGenerator[Connection]:
-    """Open a connection for the block; `connection_proxy` gives the typed faces of what is served there.
+    """Open a connection for the block; `connection_proxy` gives the typed faces of it.
 
     Waits for the server's hello, at most 60 s: the service may have to be started.
 
@@ -144,7 +144,7 @@ async def connect_contract(
 def connection_proxy(connection: Connection, contract: type[C]) -> C:
     """Return a proxy of a contract that the other end of a connection serves."""
     proxy = object.__new__(_proxy_class(contract))
-    proxy.__dict__["_connection"] = connection
+    object.__setattr__(proxy, "_connection", connection)
     return cast("C", proxy)
 
 
@@ -162,10 +162,12 @@ def connection_of(proxy: Contract) -> Connection:
 
 @functools.cache
 def _proxy_class(contract: type[Contract]) -> type[Contract]:
-    methods: dict[str, Any] = {
-        name: _method(codec) for name, codec in codecs_of(contract).items()
-    }
-    methods["__repr__"] = lambda self: f"<proxy of {contract.contract_name}>"
+    methods: dict[str, Any] = {name: _method(codec) for name, codec in codecs_of(contract).items()}
+
+    def describe(self: Contract) -> str:
+        return f"<proxy of {contract.contract_name}>"
+
+    methods["__repr__"] = describe
     return cast("type[Contract]", type(f"{contract.__name__}Proxy", (contract,), methods))
 
 

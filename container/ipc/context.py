@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import trio
@@ -30,7 +30,11 @@ class Handling:
     cancelled: bool = False
     """The caller has sent a cancel."""
     overstayed: bool = False
+    over: bool = False
+    """Nothing may go on: cancelled, its connection ended, or the server stops."""
     detached: set[trio.CancelScope] = field(factory=set[trio.CancelScope])
+    at_end: set[Callable[[], None]] = field(factory=set[Callable[[], None]])
+    """Called once when the connection that the call came on ends; must not block or raise."""
 
     @property
     def deadline(self) -> float:
@@ -43,7 +47,8 @@ class Handling:
         self.cancel_detached()
 
     def cancel_detached(self) -> None:
-        """End the detached blocks."""
+        """End the detached blocks; those that begin later end at once."""
+        self.over = True
         for scope in tuple(self.detached):
             scope.cancel()
 
@@ -97,7 +102,7 @@ def detached(deadline: float) -> Generator[trio.CancelScope]:
             yield scope
             return
         handling.detached.add(scope)
-        if handling.cancelled:
+        if handling.over:
             scope.cancel()
         try:
             yield scope

@@ -2,8 +2,8 @@
 
 A descriptor in a message is an ordinary typed field. Three ownerships, one rule each:
 
-- *owned* (`Fd(3)`, and every received one): closed when its owner closes it. Sending it as an argument
-  leaves it open here; the receiver gets its own. Returning it as a result gives it away.
+- *owned* (`Fd(3)`, and every received one): closed when its owner closes it. Sending it as an
+  argument leaves it open here; the receiver gets its own. Returning it as a result gives it away.
 - *borrowed* (`Fd.borrow(sys.stderr)`): somebody else's; never closed here.
 - *given* (`Fd.give(3)`): closed here as soon as it was sent, or when sending failed.
 
@@ -59,7 +59,7 @@ class Fd:
 
     @classmethod
     def give(cls, fd: int) -> Self:
-        """Own a descriptor until it is sent; it is closed here after the send, however that ends."""
+        """Own a descriptor until it is sent; then it is closed here, however the send ended."""
         self = cls(fd)
         self._ownership = Ownership.GIVEN
         return self

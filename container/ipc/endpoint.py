@@ -16,7 +16,7 @@ C = TypeVar("C", bound=Contract)
 
 
 class Endpoint(Generic[C]):
-    """A connected, not yet used end of a socket pair on which `contract` is served at the other end.
+    """A connected, not yet used end of a socket pair, `contract` served at the other.
 
     Args:
         contract: The contract spoken on it.

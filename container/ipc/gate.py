@@ -1,8 +1,8 @@
-"""`Gate`: the two-server pattern. A public socket offers one route, which hands out a private endpoint.
+"""`Gate`: a public socket offers one route, which hands out a private endpoint.
 
-The public name of a service can be found by any process; what it offers there is as little as can be.
-All real operations exist only on the endpoint, which requires having called `open` and having been
-admitted.
+The public name of a service can be found by any process; what it offers there is as little as can
+be. All real operations exist only on the endpoint, which requires having called `open` and having
+been admitted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """`Peer`: the kernel's word on who sent a message, and policies that judge it.
 
-Each message carries credentials that the kernel checked (SCM_CREDENTIALS). What they are *not*: a pid
-is decoration, for logs; authority comes from uid and gid. A sender whose effective uid differs from its
-real one attaches its effective one explicitly, since the kernel by itself fills in the real one.
+Each message carries credentials that the kernel checked (SCM_CREDENTIALS). What they are *not*: a
+pid is decoration, for logs; authority comes from uid and gid. A sender whose effective uid differs
+from its real one attaches its effective one explicitly, since the kernel by itself fills in the
+real one.
 
 Source: unix(7), SCM_CREDENTIALS and SO_PEERCRED.
 """

@@ -1,8 +1,8 @@
-"""The server's side: listen, judge the sender of every message, find the route, run the handler, reply.
+"""The server's side: listen, accept, serve each connection; bind sockets and issue endpoints.
 
 A service is an object that implements one or more contracts (an `Actor`, usually); its harness is
-derived from them. Not a message, not admitted, no such route, bad arguments: four different errors, and
-the connection lives on unless the bytes themselves are broken.
+derived from them. Not a message, not admitted, no such route, bad arguments: four different errors,
+and the connection lives on unless the bytes themselves are broken.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from attrs import define, field, frozen
 from container.ipc.actor import Actor
 from container.ipc.client import asked, connect_contract, socket_path
 from container.ipc.codec import codecs_of
-from container.ipc.connection import Connection, Handler, open_connection
+from container.ipc.connection import Connection, open_connection
 from container.ipc.contract import Contract, ContractError, contracts_of
 from container.ipc.descriptor import Fd
 from container.ipc.endpoint import Endpoint
 from container.ipc.errors import AlreadyExists, ContainerError, PermissionDenied
+from container.ipc.handling import Handler
 from container.ipc.peer import Policy, same_user
 from container.ipc.transport import SocketTransport, Transport, memory_pair, socket_pair
 from container.ipc.wire.limits import Limits
@@ -68,6 +69,7 @@ class Server:
     _routes: dict[str, Handler] = field(factory=dict[str, Handler], init=False)
     _denied: set[str] = field(factory=set[str], init=False)
     _offered: dict[str, tuple[int, str]] = field(factory=dict[str, Any], init=False)
+    _live: set[Connection] = field(factory=set[Connection], init=False)
     _connections: Counter[int] = field(factory=Counter[int], init=False)
     _accepted: int = field(default=0, init=False)
     _refused: int = field(default=0, init=False)
@@ -90,6 +92,10 @@ class Server:
         """Return a frozen look."""
         return ServerStatistics(self._connections.total(), self._accepted, self._refused)
 
+    def peer_pids(self) -> frozenset[int]:
+        """Return the processes that have spoken on the connections that are open now."""
+        return frozenset(pid for connection in self._live for pid in connection.peer_pids)
+
     async def serve(self, transport: Transport) -> None:
         """Serve one connection until it ends; its failures are logged, never raised.
 
@@ -105,7 +111,11 @@ class Server:
                 offered=self._offered,
                 denied=frozenset(self._denied),
             ) as connection:
-                await _serve_handlers(connection)
+                self._live.add(connection)
+                try:
+                    await connection.serve()
+                finally:
+                    self._live.discard(connection)
         except ContainerError as error:
             logger.info("a connection did not come about: %s", error)
         except Exception:
@@ -149,13 +159,6 @@ class Server:
             self._connections[uid] -= 1
             if not self._connections[uid]:
                 del self._connections[uid]
-
-
-async def _serve_handlers(connection: Connection) -> None:
-    try:
-        await connection.serve()
-    finally:
-        connection.stop_detached()
 
 
 def bind(path: str | os.PathLike[str], *, mode: int = 0o600) -> socket.socket:

@@ -1,7 +1,7 @@
 """Spans of calls, in W3C trace context: who called what, where, how long, how it ended.
 
-A sink receives each finished span; with no sink nothing is made, but a trace context that came with a
-call travels on with the calls that its handler makes. What this is *not*: a tracing library.
+A sink receives each finished span; with no sink nothing is made, but a trace context that came with
+a call travels on with the calls that its handler makes. What this is *not*: a tracing library.
 
 Source: W3C Trace Context, `traceparent`.
 """

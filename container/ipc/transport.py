@@ -125,9 +125,7 @@ class SocketTransport(Transport):
         return self._socket.sendmsg([data], ancillary)
 
     def receive(self) -> Received:
-        data, ancillary, flags, _ = self._socket.recvmsg(
-            READ_BYTES, self._ancillary, _CLOEXEC
-        )
+        data, ancillary, flags, _ = self._socket.recvmsg(READ_BYTES, self._ancillary, _CLOEXEC)
         descriptors: list[int] = []
         sender: Sender | None = None
         for level, kind, content in ancillary:
@@ -180,7 +178,7 @@ class _Lane:
 
 
 class MemoryTransport(Transport):
-    """One end of a memory pair: same frames, same limits, descriptors duplicated as the kernel does."""
+    """One end of a memory pair: same limits, descriptors duplicated as the kernel does."""
 
     pings = False
 

@@ -1,0 +1,344 @@
+"""The callee's side of a connection: one task a call, exactly one terminal frame a call.
+
+A call that may not run gets its error at once, without a task. One that runs does so under a scope
+with its caller's deadline, and its terminal frame leaves even while the server is being cancelled:
+handlers live in a nursery that the server's scope reaches, the reader and the writer outside of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import trio
+from attrs import frozen
+
+from container.ipc import context, tracing, wire_errors
+from container.ipc.codec import Incoming, Outgoing, RouteCodec
+from container.ipc.errors import (
+    CallCancelled,
+    ContainerError,
+    DeadlineExceeded,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    Unavailable,
+    UnknownRoute,
+)
+from container.ipc.judging import Judge
+from container.ipc.wire.frames import CallPayload, EndedBy
+from container.ipc.wire.limits import Limits
+from container.ipc.wire.machine import CallReceived, Machine
+from container.ipc.writing import Frame, Writer
+
+logger = logging.getLogger("container.ipc")
+
+SLACK = 0.001
+"""Added to a callee's deadline, so that the caller's own fires first."""
+
+
+@frozen
+class Handler:
+    """What serves one route."""
+
+    codec: RouteCodec
+    method: Callable[..., Awaitable[Any]]
+
+
+def check_size(
+    route: str, payload: bytes, outgoing: Outgoing, machine: Machine, limits: Limits
+) -> None:
+    """Refuse a message that the peer, or we, would not accept.
+
+    Raises:
+        InvalidArgument: too many bytes or descriptors; nothing was sent.
+    """
+    if len(payload) > machine.peer_frame_bytes:
+        raise InvalidArgument(
+            f"{route}: the message has {len(payload)} bytes, "
+            f"{machine.peer_frame_bytes} are allowed",
+            hint="pass a descriptor (a pipe, a file, a memfd) instead of the bytes",
+        )
+    if len(outgoing.descriptors) > limits.frame_descriptors:
+        raise InvalidArgument(
+            f"{route}: the message has {len(outgoing.descriptors)} descriptors, "
+            f"{limits.frame_descriptors} are allowed"
+        )
+
+
+class Handlers:
+    """Run the calls of one connection's peer.
+
+    Args:
+        machine: The connection's.
+        writer: Where terminal frames go.
+        judge: Of the senders.
+        limits: Of the connection.
+        routes: What is served, by route path.
+        offered: Names of what is served, for messages.
+        denied: Routes that the contract has and this endpoint does not offer.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        writer: Writer,
+        judge: Judge,
+        limits: Limits,
+        routes: Mapping[str, Handler],
+        offered: Mapping[str, tuple[int, str]],
+        denied: frozenset[str],
+    ) -> None:
+        self._machine = machine
+        self._writer = writer
+        self._judge = judge
+        self._limits = limits
+        self._routes = routes
+        self._offered = offered
+        self._denied = denied
+        self._nursery: trio.Nursery | None = None
+        self._running: dict[int, context.Handling] = {}
+        self._answering: set[trio.CancelScope] = set()
+        self._stopping = False
+        self._lost = trio.Event()
+        self.overstayed = 0
+        """Handlers that overstayed their caller's grace."""
+        self._at_end: set[Callable[[], None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    # --- running them -------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Run the peer's calls until the connection ends; cancelling it ends them first.
+
+        A terminal frame that the peer does not read delays the end by at most the drain time.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    await self._lost.wait()
+                finally:
+                    self._stop()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for handling in tuple(self._running.values()):
+            handling.cancel_detached()
+        for scope in self._answering:
+            scope.deadline = trio.current_time() + self._limits.drain_seconds
+
+    def lose(self) -> None:
+        """End every handler: the connection has ended."""
+        self._lost.set()
+        for handling in tuple(self._running.values()):
+            handling.cancel()
+        at_end, self._at_end = self._at_end, set()
+        for callback in at_end:
+            callback()
+
+    def cancel(self, number: int, grace: float, timers: trio.Nursery) -> None:
+        """End a call; its caller waits `grace` seconds for its end."""
+        handling = self._running.get(number)
+        if handling is None:
+            return
+        handling.cancelled = True
+        handling.grace = grace
+        handling.cancel()
+        timers.start_soon(self._watch_overstay, handling)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _watch_overstay(self, handling: context.Handling) -> None:
+        await trio.sleep(handling.grace)
+        if self._running.get(handling.id) is handling:
+            self.overstayed += 1
+            handling.overstayed = True
+            logger.warning("%s overstays its caller's grace", handling.route)
+
+    def start(self, event: CallReceived) -> None:
+        """Start a call's handler, or refuse the call. Never waits."""
+        payload = event.payload
+        route = "" if payload is None else payload.route
+        error, handler = self._find(event, route)
+        if error is not None:
+            Incoming.of(event.descriptors).close()
+            wire = wire_errors.to_wire(error, route)
+            data = self._machine.error(event.id, EndedBy.ITSELF, wire)
+            self._writer.send_control(data, answer=True)
+            return
+        assert payload is not None
+        assert handler is not None
+        assert self._nursery is not None
+        deadline = math.inf
+        if payload.timeout is not None:
+            deadline = trio.current_time() + max(0, payload.timeout) / 1e9 + SLACK
+        handling = context.Handling(
+            id=event.id,
+            route=route,
+            peer=self._judge.peer(event.sender),
+            grace=max(0, payload.grace) / 1e9,
+            scope=trio.CancelScope(deadline=deadline),
+            at_end=self._at_end,
+        )
+        self._running[event.id] = handling
+        self._nursery.start_soon(
+            self._handle, handling, handler, payload, event.descriptors, name=f"call {route}"
+        )
+
+    def _find(
+        self, event: CallReceived, route: str
+    ) -> tuple[ContainerError | None, Handler | None]:
+        if event.payload is None:
+            return InvalidArgument("the body of this call is no message"), None
+        if not self._judge.admits(event.sender, route):
+            return self._judge.stranger(event.sender, route), None
+        if self._stopping:
+            return Unavailable(f"{route}: {wire_errors.process_name()} is stopping"), None
+        if self._nursery is None:
+            return (
+                Unavailable(f"{route}: {wire_errors.process_name()} serves nothing here"),
+                None,
+            )
+        handler = self._routes.get(route)
+        if handler is not None:
+            return None, handler
+        if route in self._denied:
+            return PermissionDenied(f"this endpoint does not offer {route}"), None
+        served = ", ".join(sorted(self._offered)) or "nothing"
+        return UnknownRoute(f"no route {route!r} here; served: {served}"), None
+
+    # --- one call -----------------------------------------------------------------------------
+
+    async def _handle(
+        self,
+        handling: context.Handling,
+        handler: Handler,
+        payload: CallPayload,
+        descriptors: list[int],
+    ) -> None:
+        context.enter(handling)
+        tracing.enter(payload.trace)
+        span = None
+        if tracing.active():
+            span = tracing.begin("server", handling.route, payload.trace, handling.peer.pid)
+            tracing.enter(span.traceparent)
+        incoming = Incoming.of(descriptors)
+        outgoing = Outgoing()
+        failure: BaseException | None = None
+        reply: bytes | None = None
+        stopped = False
+        try:
+            with handling.scope:
+                if handling.over or self._stopping:
+                    # Cancelled before the first step: the handler is not started.
+                    await trio.lowlevel.checkpoint()
+                reply = await self._work(handler, payload, incoming, outgoing)
+        except trio.Cancelled as cancelled:
+            stopped = True
+            failure = cancelled
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            stopped = True
+            raise
+        except BaseException as error:
+            failure = error
+        finally:
+            incoming.close()
+            handling.cancel_detached()
+            with trio.CancelScope(shield=True):
+                await self._answer(handling, reply, outgoing, failure, stopped)
+            if span is not None:
+                tracing.finish(span, failure)
+
+    async def _work(
+        self, handler: Handler, payload: CallPayload, incoming: Incoming, outgoing: Outgoing
+    ) -> bytes:
+        if len(payload.arguments) > self._limits.decode_inline_bytes:
+            arguments = await trio.to_thread.run_sync(
+                handler.codec.arguments, payload.arguments, incoming
+            )
+        else:
+            arguments = handler.codec.arguments(payload.arguments, incoming)
+        incoming.close_unclaimed()
+        result = await handler.method(**arguments)
+        # Encoding runs in the same step as the handler's return: a cancel that comes later finds
+        # the work done, and the reply wins.
+        reply = handler.codec.result(result, outgoing)
+        check_size(handler.codec.route.path, reply, outgoing, self._machine, self._limits)
+        return reply
+
+    async def _answer(
+        self,
+        handling: context.Handling,
+        reply: bytes | None,
+        outgoing: Outgoing,
+        failure: BaseException | None,
+        stopped: bool,
+    ) -> None:
+        """Send the one terminal frame of a call, unless the connection has ended."""
+        del self._running[handling.id]
+        try:
+            if self._lost.is_set():
+                return
+            if reply is not None:
+                await self._reply(handling, reply, outgoing.filenos())
+                return
+            ended_by = EndedBy.ITSELF
+            error: BaseException
+            if stopped:
+                error = Unavailable(f"{handling.route}: {wire_errors.process_name()} is stopping")
+            elif failure is None:
+                ended_by = EndedBy.CANCEL if handling.cancelled else EndedBy.DEADLINE
+                error = (
+                    CallCancelled(f"{handling.route} was cancelled")
+                    if handling.cancelled
+                    else DeadlineExceeded(f"{handling.route}: the deadline passed")
+                )
+            else:
+                error = failure
+            wire = wire_errors.to_wire(error, handling.route)
+            data = self._machine.error(handling.id, ended_by, wire)
+            self._writer.send_control(data, answer=True)
+        finally:
+            outgoing.sent(result=True)
+
+    async def _reply(
+        self, handling: context.Handling, reply: bytes, descriptors: list[int]
+    ) -> None:
+        """Send a reply, and wait until it has left: big ones wait in their handler's task."""
+        data = self._machine.reply(handling.id, reply, len(descriptors))
+        frame = Frame(memoryview(data), descriptors, answer=True)
+        frame.refused = lambda: self._refuse(handling)
+        try:
+            self._writer.transmit(frame)
+        except OSError:
+            self._refuse(handling)
+            return
+        if not frame.view or self._lost.is_set():
+            return
+        frame.written = trio.Event()
+        with trio.CancelScope(shield=True) as scope:
+            if self._stopping:
+                scope.deadline = trio.current_time() + self._limits.drain_seconds
+            self._answering.add(scope)
+            try:
+                await frame.written.wait()
+            finally:
+                self._answering.discard(scope)
+                # Its descriptors close now: it can't be sent any more.
+                self._writer.withdraw(frame)
+
+    def _refuse(self, handling: context.Handling) -> None:
+        # Nothing was written: the call still gets its one terminal.
+        overloaded = Overloaded(
+            f"{handling.route}: too many descriptors of this user are in flight"
+        )
+        wire = wire_errors.to_wire(overloaded, handling.route)
+        self._writer.send_control(self._machine.error_instead(handling.id, wire), answer=True)

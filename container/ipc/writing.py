@@ -1,0 +1,159 @@
+"""The writer of a connection: frames go out whole, in order, control frames first.
+
+A frame is sent at once if nothing is queued before it, else it waits in a queue that one task
+empties. The rules that keep it right: nothing here waits for the kernel but that task; a frame of
+which no byte was sent can be withdrawn; one begun is finished by the connection, never by the task
+that made it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+
+import trio
+from attrs import define
+
+from container.ipc.transport import Transport
+
+TOO_MANY_DESCRIPTORS = (errno.ETOOMANYREFS, errno.EMFILE)
+"""The kernel takes no more descriptors of this user now; nothing was written."""
+
+
+@define(slots=True, eq=False)
+class Frame:
+    """Bytes to be sent, whole and in order, with their descriptors at the first byte."""
+
+    view: memoryview
+    """What is still to be sent; empty once all of it has left."""
+    descriptors: list[int]
+    begun: bool = False
+    answer: bool = False
+    """It ends a call of the peer's, which still counts against the peer until this has left."""
+    written: trio.Event | None = None
+    """Set once the frame has left, or never will."""
+    refused: Callable[[], None] | None = None
+    """Called when the kernel takes no more descriptors and nothing was written."""
+
+
+class Writer:
+    """Send the frames of one connection.
+
+    Args:
+        transport: Where they go.
+        lose: Called with the reason when the transport takes nothing any more.
+    """
+
+    def __init__(self, transport: Transport, lose: Callable[[str], None]) -> None:
+        self._transport = transport
+        self._lose = lose
+        self._control: deque[Frame] = deque()
+        self._queue: deque[Frame] = deque()
+        self._wake = trio.Event()
+        self._ended = False
+        self.answers = 0
+        """Terminal frames that wait here."""
+
+    def __len__(self) -> int:
+        return len(self._control) + len(self._queue)
+
+    @property
+    def control_frames(self) -> int:
+        """Control frames that wait here."""
+        return len(self._control)
+
+    def send_control(self, data: bytes, *, answer: bool = False) -> None:
+        """Send a frame before those that are not control frames. Never waits."""
+        self.transmit(Frame(memoryview(data), [], answer=answer), control=True)
+
+    def transmit(self, frame: Frame, *, control: bool = False) -> None:
+        """Send a frame at once if nothing is queued, else queue it. Never waits.
+
+        Raises:
+            OSError: the kernel takes no more descriptors of this user; nothing was written.
+        """
+        if self._ended:
+            return
+        if not self._control and not self._queue:
+            try:
+                self._push(frame)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno in TOO_MANY_DESCRIPTORS and not frame.begun:
+                    raise
+                self._lose(f"closed: {error.strerror}")
+                return
+            if not frame.view:
+                return
+        (self._control if control else self._queue).append(frame)
+        if frame.answer:
+            self.answers += 1
+        self._wake.set()
+
+    def withdraw(self, frame: Frame) -> bool:
+        """Take back a frame; False if a byte of it was sent already."""
+        if frame.begun or frame not in self._queue:
+            return False
+        self._queue.remove(frame)
+        if frame.answer:
+            self.answers -= 1
+        return True
+
+    def end(self) -> None:
+        """Drop what is queued and wake who waits for it; nothing is sent any more."""
+        self._ended = True
+        for frame in (*self._control, *self._queue):
+            if frame.written is not None:
+                frame.written.set()
+        self._queue.clear()
+        self._control.clear()
+        self.answers = 0
+
+    async def drain(self) -> None:
+        """Wait until all that is queued has left, or the connection has ended."""
+        while self._control or self._queue:
+            frame = (self._queue or self._control)[-1]
+            frame.written = frame.written or trio.Event()
+            await frame.written.wait()
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Empty the queues until the connection ends."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._control or self._queue:
+                # A frame begun is finished first; then control frames, then the others.
+                begun = bool(self._queue) and self._queue[0].begun
+                queue = self._queue if begun or not self._control else self._control
+                frame = queue[0]
+                refused = False
+                try:
+                    self._push(frame)
+                except BlockingIOError:
+                    await self._transport.wait_writable()
+                    continue
+                except OSError as error:
+                    if error.errno not in TOO_MANY_DESCRIPTORS or frame.begun:
+                        self._lose(f"closed: {error.strerror}")
+                        return
+                    refused = True
+                queue.popleft()
+                if frame.answer:
+                    self.answers -= 1
+                if refused:
+                    if frame.refused is not None:
+                        frame.refused()
+                    if frame.written is not None:
+                        frame.written.set()
+
+    def _push(self, frame: Frame) -> None:
+        while frame.view:
+            taken = self._transport.send(frame.view, frame.descriptors)
+            frame.begun = True
+            frame.descriptors = []
+            frame.view = frame.view[taken:]
+        if frame.written is not None:
+            frame.written.set()
