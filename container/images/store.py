@@ -17,7 +17,6 @@ pins.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from collections.abc import Callable, Generator, Iterable
@@ -43,6 +42,7 @@ from container.images.snapshots import Snapshots, remove_tree
 from container.ipc import ContainerError, Unavailable
 from container.storage.blobs import Blobs, space_errors
 from container.storage.documents import Documents
+from container.storage.locks import FileLock, try_lock
 from container.storage.settings import Settings
 
 _documents = Documents(1, cattrs.Converter(forbid_extra_keys=True))
@@ -125,7 +125,7 @@ class Store:
         self._summaries: dict[str, ImageSummary] = {}
         self._pins: dict[str, int] = {}
         self._writing = trio.Lock()
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
 
     # Start and end.
 
@@ -138,16 +138,12 @@ class Store:
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder.chmod(0o700)  # Set-user-id programs of images are nobody's to run here.
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+        self._lock = try_lock(self.folder / "lock")
+        if self._lock is None:
             raise Unavailable(
                 f"{self.folder} is in use by another process",
                 hint="a second system with the same root can't run: set CONTAINER_ROOT",
-            ) from None
-        self._lock = lock
+            )
         try:
             self.blobs.make_folders()
             for entry in os.scandir(self.ingest):
@@ -166,7 +162,7 @@ class Store:
         """Unlock the folder."""
         lock, self._lock = self._lock, None
         if lock is not None:
-            os.close(lock)
+            lock.release()
 
     # References.
 
