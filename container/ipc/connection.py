@@ -360,13 +360,17 @@ class Connection:
                 return
             for event in events:
                 self._dispatch(event)
-            if len(data) >= READ_BYTES:
+            if len(data) < READ_BYTES:
+                # All was read: asking again would cost a system call to hear so.
+                await transport.wait_readable()
+            else:
                 # A flood on one connection must not starve the other tasks.
                 await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, ReplyReceived):
-            self._room.unpark()
+            if self._room:
+                self._room.unpark()
             call = self._pending.get(event.id)
             if event.abandoned or call is None:
                 Incoming.of(event.descriptors).close()
@@ -440,8 +444,6 @@ class Connection:
             error = self._judge.stranger(event.sender, "hello")
         else:
             self._transport.admit_descriptors()
-            if self._accepts:
-                self._say_hello()
             self._ready.set()
             return
         if self._accepts:
@@ -459,8 +461,12 @@ class Connection:
         )
 
     async def serve(self) -> None:
-        """Run the peer's calls until the connection ends; cancelling it ends them first."""
-        await self._handlers.serve()
+        """Run the peer's calls until the connection ends; cancelling it ends them first.
+
+        An accepting side says its hello here, when its handlers can run: the peer calls as soon
+        as it has read it.
+        """
+        await self._handlers.serve(self._say_hello if self._accepts else None)
 
     # --- life and death -----------------------------------------------------------------------
 

@@ -112,14 +112,19 @@ class Handlers:
 
     # --- running them -------------------------------------------------------------------------
 
-    async def serve(self) -> None:
+    async def serve(self, ready: Callable[[], None] | None = None) -> None:
         """Run the peer's calls until the connection ends; cancelling it ends them first.
 
         A terminal frame that the peer does not read delays the end by at most the drain time.
+
+        Args:
+            ready: Called once calls can be taken.
         """
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if ready is not None:
+                    ready()
                 try:
                     await self._lost.wait()
                 finally:
@@ -252,8 +257,10 @@ class Handlers:
         finally:
             incoming.close()
             handling.cancel_detached()
-            with trio.CancelScope(shield=True):
-                await self._answer(handling, reply, outgoing, failure, stopped)
+            frame = self._answer(handling, reply, outgoing, failure, stopped)
+            if frame is not None:
+                await self._written(frame)
+            outgoing.sent(result=True)
             if span is not None:
                 tracing.finish(span, failure)
 
@@ -274,55 +281,59 @@ class Handlers:
         check_size(handler.codec.route.path, reply, outgoing, self._machine, self._limits)
         return reply
 
-    async def _answer(
+    def _answer(
         self,
         handling: context.Handling,
         reply: bytes | None,
         outgoing: Outgoing,
         failure: BaseException | None,
         stopped: bool,
-    ) -> None:
-        """Send the one terminal frame of a call, unless the connection has ended."""
-        del self._running[handling.id]
-        try:
-            if self._lost.is_set():
-                return
-            if reply is not None:
-                await self._reply(handling, reply, outgoing.filenos())
-                return
-            ended_by = EndedBy.ITSELF
-            error: BaseException
-            if stopped:
-                error = Unavailable(f"{handling.route}: {wire_errors.process_name()} is stopping")
-            elif failure is None:
-                ended_by = EndedBy.CANCEL if handling.cancelled else EndedBy.DEADLINE
-                error = (
-                    CallCancelled(f"{handling.route} was cancelled")
-                    if handling.cancelled
-                    else DeadlineExceeded(f"{handling.route}: the deadline passed")
-                )
-            else:
-                error = failure
-            wire = wire_errors.to_wire(error, handling.route)
-            data = self._machine.error(handling.id, ended_by, wire)
-            self._writer.send_control(data, answer=True)
-        finally:
-            outgoing.sent(result=True)
+    ) -> Frame | None:
+        """Send the one terminal frame of a call, unless the connection has ended.
 
-    async def _reply(
+        Returns:
+            A reply that has not left whole: its handler's task waits for that.
+        """
+        del self._running[handling.id]
+        if self._lost.is_set():
+            return None
+        if reply is not None:
+            return self._reply(handling, reply, outgoing.filenos())
+        ended_by = EndedBy.ITSELF
+        error: BaseException
+        if stopped:
+            error = Unavailable(f"{handling.route}: {wire_errors.process_name()} is stopping")
+        elif failure is None:
+            ended_by = EndedBy.CANCEL if handling.cancelled else EndedBy.DEADLINE
+            error = (
+                CallCancelled(f"{handling.route} was cancelled")
+                if handling.cancelled
+                else DeadlineExceeded(f"{handling.route}: the deadline passed")
+            )
+        else:
+            error = failure
+        wire = wire_errors.to_wire(error, handling.route)
+        data = self._machine.error(handling.id, ended_by, wire)
+        self._writer.send_control(data, answer=True)
+        return None
+
+    def _reply(
         self, handling: context.Handling, reply: bytes, descriptors: list[int]
-    ) -> None:
-        """Send a reply, and wait until it has left: big ones wait in their handler's task."""
+    ) -> Frame | None:
         data = self._machine.reply(handling.id, reply, len(descriptors))
         frame = Frame(memoryview(data), descriptors, answer=True)
-        frame.refused = lambda: self._refuse(handling)
         try:
             self._writer.transmit(frame)
         except OSError:
             self._refuse(handling)
-            return
+            return None
         if not frame.view or self._lost.is_set():
-            return
+            return None
+        frame.refused = lambda: self._refuse(handling)
+        return frame
+
+    async def _written(self, frame: Frame) -> None:
+        """Wait until a reply has left: big ones wait in their handler's task."""
         frame.written = trio.Event()
         with trio.CancelScope(shield=True) as scope:
             if self._stopping:
