@@ -99,6 +99,8 @@ class TarStream:
         pieces: list[tuple[int, int]] | None = getattr(member, "sparse", None)
         end = 0
         for offset, size in [(0, member.size)] if pieces is None else pieces:
+            if size == 0:
+                continue  # It marks the end, or pads the map.
             if offset < end or size < 0 or offset + size > member.size:
                 raise Malformed("the tar is broken: the map of a sparse file is")
             end = offset + size

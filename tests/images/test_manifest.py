@@ -100,7 +100,10 @@ def test_chain_ids_are_those_of_the_specification() -> None:
     assert chain_ids([]) == ()
     assert chain_ids([A])[0] == A
     one, two = chain_ids([A, B])
-    assert (one, two) == (A, "sha256:" + __import__("hashlib").sha256(f"{A} {B}".encode()).hexdigest())
+    assert (one, two) == (
+        A,
+        "sha256:" + __import__("hashlib").sha256(f"{A} {B}".encode()).hexdigest(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,9 @@ def test_chain_ids_are_those_of_the_specification() -> None:
         ("linux/amd64/v3", "linux/amd64", 1),
     ],
 )
-def test_a_platform_fits_if_this_machine_runs_it(offered: str, wanted: str, fit: int | None) -> None:
+def test_a_platform_fits_if_this_machine_runs_it(
+    offered: str, wanted: str, fit: int | None
+) -> None:
     assert rank(parse_platform(offered), parse_platform(wanted)) == fit
 
 
