@@ -1,7 +1,7 @@
 """A contract: one class whose abstract methods are the routes, keys and types of a service.
 
-The server implements it, the client holds a proxy of the very same type, and a type checker sees both
-ends; no code is generated. What a contract is *not*: it knows no socket and no message.
+The server implements it, the client holds a proxy of the very same type, and a type checker sees
+both ends; no code is generated. What a contract is *not*: it knows no socket and no message.
 
 ```python
 class Greeter(Contract, name="greeter"):
@@ -10,9 +10,10 @@ class Greeter(Contract, name="greeter"):
 ```
 
 `name` is the wire name, explicit and independent of the Python path. A class without `name=` (a
-service that implements a contract) adds no routes. Argument and result types are attrs classes, str,
-bytes, bool, int, float, datetime, UUID, enums, `Fd`, `Endpoint[Contract]`, and tuples, lists, dicts
-and optionals of these.
+service that implements a contract) adds no routes. Argument and result types are attrs classes,
+str, bytes, bool, int, float, datetime, UUID, enums, literals, `Fd`, `Endpoint[Contract]`, and
+tuples, lists, sets, dicts, unions and optionals of these. Anything else is refused when the
+contract is first used: what can't be checked can't be trusted.
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ from __future__ import annotations
 import enum
 import hashlib
 import inspect
+import types
 import typing
+import uuid
 from abc import ABC
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union, cast
 
 import attrs
 from attrs import field, frozen
+
+from container.ipc.descriptor import Fd
 
 if TYPE_CHECKING:
     from container.ipc.client import Address
@@ -52,10 +58,10 @@ class Route:
 
 
 class ContractError(TypeError):
-    """The contract itself is wrong; raised when it is first used."""
+    """The contract itself is wrong; raised when it is defined or first used."""
 
 
-class Contract(ABC):
+class Contract(ABC):  # noqa: B024 (its subclasses declare the routes)
     """Base of all contracts.
 
     Class arguments:
@@ -70,15 +76,23 @@ class Contract(ABC):
     def __init_subclass__(cls, *, name: str | None = None, version: int = 1, **rest: Any) -> None:
         super().__init_subclass__(**rest)
         if name is not None:
-            if not name or not name.replace("-", "").replace(".", "").isalnum() or name != name.lower():
-                raise ContractError(f"contract name {name!r} is not lower-case words joined by - or .")
+            if (
+                not name
+                or not name.replace("-", "").replace(".", "").isalnum()
+                or name != name.lower()
+            ):
+                raise ContractError(
+                    f"contract name {name!r} is not lower-case words joined by - or ."
+                )
+            if version < 1:
+                raise ContractError(f"contract {name}: version {version} is less than 1")
             cls.contract_name = name
             cls.contract_version = version
             cls._contract_class = cls
 
     @classmethod
     def connect(cls, address: Address) -> AbstractAsyncContextManager[Self]:
-        """Connect to a service of this contract; the block holds a proxy of the contract's own type.
+        """Connect to a service of this contract; the block holds a proxy of the contract's type.
 
         Args:
             address: The path of a Unix socket, or an `Endpoint` of this contract.
@@ -98,7 +112,9 @@ def contracts_of(cls: type[Contract]) -> tuple[type[Contract], ...]:
     return tuple(
         base
         for base in cls.__mro__
-        if issubclass(base, Contract) and base is not Contract and base.__dict__.get("contract_name")
+        if issubclass(base, Contract)
+        and base is not Contract
+        and base.__dict__.get("contract_name")
     )
 
 
@@ -109,11 +125,16 @@ def routes_of(contract: type[Contract]) -> dict[str, Route]:
     """Return the routes of one contract by method name, annotations resolved.
 
     Raises:
-        ContractError: a method is no coroutine function, or a parameter or result has no type.
+        ContractError: it has no name, a method is no coroutine function, or a parameter or result
+            has no type, or one that can't travel.
     """
     known = _routes.get(contract)
     if known is not None:
         return known
+    if not contract.contract_name:
+        raise ContractError(
+            f"{contract.__name__} has no wire name: class {contract.__name__}(Contract, name=...)"
+        )
     found: dict[str, Route] = {}
     for base in reversed(contract.__mro__):
         if not issubclass(base, Contract) or base is Contract:
@@ -129,16 +150,21 @@ def _route(contract: type[Contract], name: str, function: Callable[..., Any]) ->
     where = f"{contract.__name__}.{name}"
     if not inspect.iscoroutinefunction(function):
         raise ContractError(f"{where} is not a coroutine method")
-    hints = typing.get_type_hints(function, include_extras=True)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise ContractError(f"{where}: a type can't be resolved: {error}") from error
     parameters: list[inspect.Parameter] = []
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ContractError(f"{where} takes *{parameter.name}: name each argument")
         if parameter.name not in hints:
             raise ContractError(f"{where} has no type for {parameter.name!r}")
+        _check_type(hints[parameter.name], f"{where}, {parameter.name}", frozenset())
         parameters.append(parameter.replace(annotation=hints[parameter.name]))
     if "return" not in hints:
         raise ContractError(f"{where} has no result type")
+    _check_type(hints["return"], f"{where}, result", frozenset())
     return Route(
         contract=contract.contract_name,
         method=name,
@@ -146,6 +172,57 @@ def _route(contract: type[Contract], name: str, function: Callable[..., Any]) ->
         result=hints["return"],
         documentation=inspect.getdoc(function) or "",
     )
+
+
+_PLAIN = frozenset({str, bytes, bool, int, float, datetime, uuid.UUID, type(None), Fd})
+
+
+def _check_type(annotation: Any, where: str, above: frozenset[type]) -> None:
+    """Refuse a type that no converter could check.
+
+    `above` holds the attrs classes that lead here: a class may contain itself.
+    """
+    from container.ipc.endpoint import Endpoint
+
+    if annotation in _PLAIN or isinstance(annotation, enum.EnumMeta) or annotation in above:
+        return
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if isinstance(annotation, type) and origin is None and attrs.has(annotation):
+        for name, hint in _fields(annotation, where):
+            _check_type(hint, f"{where}.{name}", above | {annotation})
+    elif origin is Endpoint:
+        (contract,) = arguments
+        if not (isinstance(contract, type) and issubclass(contract, Contract)):
+            raise ContractError(f"{where}: Endpoint[{contract}] names no contract")
+        if not contract.contract_name:
+            raise ContractError(f"{where}: the contract {contract.__name__} has no wire name")
+    elif origin in (Union, types.UnionType, list, set, frozenset, tuple):
+        for argument in arguments:
+            if argument is not Ellipsis:
+                _check_type(argument, where, above)
+    elif origin is dict:
+        if arguments[0] not in (str, int) and not isinstance(arguments[0], enum.EnumMeta):
+            raise ContractError(f"{where}: the keys of a dict are str, int or an enum")
+        _check_type(arguments[1], where, above)
+    elif origin is not Literal:
+        shown = describe_type(annotation) if isinstance(annotation, type) else str(annotation)
+        raise ContractError(f"{where}: {shown} can't travel in a message")
+
+
+def _fields(cls: type, where: str) -> list[tuple[str, Any]]:
+    try:
+        hints = typing.get_type_hints(cls)
+    except (NameError, TypeError) as error:
+        raise ContractError(f"{where}: a type can't be resolved: {error}") from error
+    found: list[tuple[str, Any]] = []
+    for attribute in attrs.fields(cls):
+        if not attribute.init:
+            continue
+        if attribute.name not in hints:
+            raise ContractError(f"{where}.{attribute.name} has no type")
+        found.append((attribute.name, hints[attribute.name]))
+    return found
 
 
 def fingerprint(contract: type[Contract]) -> str:
@@ -160,20 +237,33 @@ def fingerprint(contract: type[Contract]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def describe_type(annotation: Any) -> str:
-    """Return a type's shape as one line, attrs fields included: what a fingerprint is made of."""
-    if isinstance(annotation, type) and attrs.has(annotation):
-        hints = typing.get_type_hints(annotation)
-        fields = ",".join(
-            f"{a.name}:{describe_type(hints.get(a.name, Any))}{'' if a.default is attrs.NOTHING else '?'}"
-            for a in attrs.fields(annotation)
-        )
-        return f"{annotation.__name__}{{{fields}}}"
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return f"{annotation.__name__}({'|'.join(str(member.value) for member in annotation)})"
+def describe_type(annotation: Any, above: frozenset[Any] = frozenset()) -> str:
+    """Return a type's shape as one line, attrs fields included: what a fingerprint is made of.
+
+    A contract is known by its wire name, a class inside itself by its name alone.
+    """
+    if isinstance(annotation, type) and typing.get_origin(annotation) is None:
+        kind = cast("type[Any]", annotation)
+        if kind in above:
+            return kind.__name__
+        if attrs.has(kind):
+            hints = typing.get_type_hints(kind)
+            shapes: list[str] = []
+            for attribute in attrs.fields(kind):
+                shape = describe_type(hints.get(attribute.name, Any), above | {kind})
+                optional = "" if attribute.default is attrs.NOTHING else "?"
+                shapes.append(f"{attribute.name}:{shape}{optional}")
+            return f"{kind.__name__}{{{','.join(shapes)}}}"
+        if issubclass(kind, enum.Enum):
+            return f"{kind.__name__}({'|'.join(str(member.value) for member in kind)})"
+        if issubclass(kind, Contract):
+            return kind.contract_name
+        return kind.__name__
     arguments = typing.get_args(annotation)
     if not arguments:
         return str(getattr(annotation, "__name__", annotation))
     origin = typing.get_origin(annotation)
-    name = str(getattr(origin, "__name__", origin))
-    return f"{name}[{','.join(describe_type(a) for a in arguments)}]"
+    if origin is Literal:
+        return f"Literal[{','.join(map(repr, arguments))}]"
+    name = "Union" if origin is types.UnionType else str(getattr(origin, "__name__", origin))
+    return f"{name}[{','.join(describe_type(a, above) for a in arguments)}]"

@@ -161,7 +161,7 @@ class Fate(enum.Enum):
     """What is known of a call whose peer is gone."""
 
     NOT_SENT = "not-sent"
-    """Fewer than all bytes reached the kernel, or the peer said it would not start it: safe to retry."""
+    """Fewer than all bytes reached the kernel, or the peer won't start it: safe to retry."""
     UNKNOWN = "unknown"
     """It was sent; whether it ran is not known."""
     REFUSED = "refused"

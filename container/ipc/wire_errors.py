@@ -1,7 +1,8 @@
-"""Errors as wire values, and back. Never a pickle: code, message, hint, details, hops, cause, group.
+"""Errors as wire values, and back. Never a pickle.
 
-A bug is not translated: it becomes `InternalError` with an id, and its traceback goes to this process's
-log under that id. Of a group only what is left after removing cancellations travels; one leaf alone
+An error is code, message, hint, details, hops, cause; a group is message and group. A bug is not
+translated: it becomes `InternalError` with an id, and its traceback goes to this process's log
+under that id. Of a group only what is left after removing cancellations travels; one leaf alone
 travels as that leaf.
 """
 
@@ -32,6 +33,8 @@ DEPTH = 16
 """Causes and groups deeper than this are cut."""
 WIDTH = 64
 """Leaves of one group beyond this are cut."""
+LENGTH = 16384
+"""Characters of one text beyond this are cut."""
 
 
 def set_process_name(name: str) -> None:
@@ -55,10 +58,10 @@ def to_wire(error: BaseException, route: str, depth: int = 0) -> dict[str, objec
         if len(rest.exceptions) == 1:
             return to_wire(rest.exceptions[0], route, depth)
         if depth >= DEPTH:
-            return {"code": ErrorCode.UNKNOWN.value, "message": rest.message}
+            return {"code": ErrorCode.UNKNOWN.value, "message": _text(rest.message)}
         return {
             "code": ErrorCode.UNKNOWN.value,
-            "message": rest.message,
+            "message": _text(rest.message),
             "group": [to_wire(leaf, route, depth + 1) for leaf in rest.exceptions[:WIDTH]],
         }
     if not isinstance(error, ContainerError):
@@ -66,11 +69,11 @@ def to_wire(error: BaseException, route: str, depth: int = 0) -> dict[str, objec
     hops = [*error.provenance, Hop(process=process_name(), pid=os.getpid(), route=route)]
     body: dict[str, object] = {
         "code": error.code.value,
-        "message": error.message,
-        "hops": [[hop.process, hop.pid, hop.route] for hop in hops[-DEPTH:]],
+        "message": _text(error.message),
+        "hops": [[_text(hop.process), hop.pid, _text(hop.route)] for hop in hops[-DEPTH:]],
     }
     if error.hint is not None:
-        body["hint"] = error.hint
+        body["hint"] = _text(error.hint)
     if error.details:
         body["details"] = _plain(error.details)
     cause = error.__cause__
@@ -89,15 +92,27 @@ def _bug(error: BaseException, route: str) -> InternalError:
     )
 
 
+def _text(value: object) -> str:
+    # A file name that is no UTF-8 has surrogates in Python, which can't be encoded.
+    text = str(value)
+    if len(text) > LENGTH:
+        text = f"{text[: LENGTH - 3]}..."
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _plain(value: object, depth: int = 0) -> object:
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if isinstance(value, str):
+        return _text(value)
+    if value is None or isinstance(value, (bool, float)):
         return value
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**64 else str(value)
     if depth < DEPTH and isinstance(value, dict):
         entries = cast("dict[object, object]", value)
-        return {str(key): _plain(item, depth + 1) for key, item in entries.items()}
+        return {_text(key): _plain(item, depth + 1) for key, item in entries.items()}
     if depth < DEPTH and isinstance(value, (list, tuple)):
         return [_plain(item, depth + 1) for item in cast("list[object]", value)]
-    return str(value)
+    return _text(value)
 
 
 def from_wire(body: dict[str, Any], depth: int = 0) -> Exception:
@@ -115,7 +130,8 @@ def from_wire(body: dict[str, Any], depth: int = 0) -> Exception:
     hint = body.get("hint")
     details = body.get("details")
     hops: list[Hop] = []
-    for hop in body.get("hops") or ():
+    listed = body.get("hops")
+    for hop in cast("list[object]", listed) if isinstance(listed, list) else ():
         if isinstance(hop, list) and len(cast("list[object]", hop)) >= 3:
             process, pid, route = cast("list[Any]", hop)[:3]
             hops.append(Hop(str(process), pid if isinstance(pid, int) else 0, str(route)))
@@ -125,7 +141,7 @@ def from_wire(body: dict[str, Any], depth: int = 0) -> Exception:
         cls = ContainerError
     fields: dict[str, Any] = {
         "hint": hint if isinstance(hint, str) else None,
-        "details": cast("dict[str, object]", details) if isinstance(details, dict) else None,
+        "details": _named(details),
         "provenance": tuple(hops),
     }
     if cls is PeerGone:
@@ -142,3 +158,9 @@ def from_wire(body: dict[str, Any], depth: int = 0) -> Exception:
     if isinstance(cause, dict) and depth < DEPTH:
         error.__cause__ = from_wire(cast("dict[str, Any]", cause), depth + 1)
     return error
+
+
+def _named(details: object) -> dict[str, object] | None:
+    if not isinstance(details, dict):
+        return None
+    return {str(key): value for key, value in cast("dict[object, object]", details).items()}

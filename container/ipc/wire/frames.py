@@ -1,8 +1,10 @@
-"""Frames: a header of 16 bytes and a MessagePack payload. `docs/reference/SPEC.md` is this file in prose.
+"""Frames: a header of 16 bytes and a MessagePack payload. `docs/reference/SPEC.md` is the prose.
 
 Header, little-endian: payload length u32, kind u8, flags u8, descriptors u16, id u64. A frame's
-descriptors travel with its first byte. Payloads are arrays, so that a field can be added at the end:
-a receiver ignores elements it does not know.
+descriptors travel with its first byte. Payloads are arrays, so that a field can be added at the
+end: a receiver ignores elements it does not know.
+
+Scopes and channels are designed here and not spoken yet: OPENED, CLOSE, ITEM, CREDIT, END, STOP.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ HEADER_BYTES = HEADER.size
 MAGIC = int.from_bytes(b"ctr-ipc\n", "little")
 """The id field of a hello frame: the first 16 bytes of a connection tell what it is."""
 
+HELLO_BYTES = 65536
+"""The largest payload of a hello, and of an error that comes instead of one."""
+
 PROTOCOL_VERSIONS = (1, 1)
 """Lowest and highest version of the protocol that this code speaks."""
 
 FROM_CALLEE = 1
 """Flag: the id was issued by the receiver of this frame (it travels from callee to caller)."""
 
+SCOPE = 2
+"""Flag of a call that opens a scope; reserved."""
+
 
 class Kind(enum.IntEnum):
-    """What a frame is. The second column is its payload."""
+    """What a frame is. Beneath each is its payload."""
 
     HELLO = 1
     """`[lowest, highest, limits, contracts, process, build]`; id is MAGIC."""
@@ -40,30 +48,40 @@ class Kind(enum.IntEnum):
     CANCEL = 5
     """`[grace ns]`"""
     OPENED = 6
-    """`[value]`: a scope is open."""
+    """`[value]`: a scope is open. Reserved."""
     CLOSE = 7
-    """`[failed, grace ns]`: the holder of a scope leaves."""
+    """`[failed, grace ns]`: the holder of a scope leaves. Reserved."""
     ITEM = 8
-    """`[channel, value]`"""
+    """`[channel, value]`. Reserved."""
     CREDIT = 9
-    """`[channel, items, bytes]`"""
+    """`[channel, items, bytes]`: that much more may be sent. Reserved."""
     END = 10
-    """`[channel]`: no more items."""
+    """`[channel, error | nil]`: the writer sends no more items. Reserved."""
     STOP = 11
-    """`[channel, error | nil]`: the reader wants no more."""
+    """`[channel, error | nil]`: the reader wants no more. Reserved."""
     PING = 12
     """Empty; the id is a token."""
     PONG = 13
     """Empty; the id is the ping's token."""
     GOODBYE = 14
-    """`[last id, within ns]`: calls after `last id` were not and will not be started."""
+    """`[last id, within ns]`: the receiver's calls after `last id` are not and won't be started."""
 
 
 KINDS: dict[int, Kind] = {int(kind): kind for kind in Kind}
 
+FLAGS: dict[Kind, tuple[int, ...]] = {
+    **dict.fromkeys((Kind.CALL, Kind.CANCEL, Kind.CLOSE, Kind.PING, Kind.PONG, Kind.GOODBYE), (0,)),
+    **dict.fromkeys((Kind.REPLY, Kind.ERROR, Kind.OPENED), (FROM_CALLEE,)),
+    **dict.fromkeys((Kind.ITEM, Kind.CREDIT, Kind.END, Kind.STOP), (0, FROM_CALLEE)),
+}
+"""The flags that a frame of each kind may have; those of a hello are not judged."""
+
+WITH_DESCRIPTORS = frozenset({Kind.CALL, Kind.REPLY, Kind.OPENED, Kind.ITEM})
+"""The kinds whose frames may carry descriptors."""
+
 
 class EndedBy(enum.IntEnum):
-    """Why a terminal error came, set by the framework from the handler's scope, not by the handler."""
+    """Why a terminal error came: set by the framework from the handler's scope, not by it."""
 
     ITSELF = 0
     CANCEL = 1
@@ -78,7 +96,7 @@ class HelloPayload(msgspec.Struct, array_like=True, frozen=True):
     limits: dict[str, int]
     """`frame_bytes`, `frame_descriptors`, `in_flight`."""
     contracts: dict[str, tuple[int, str]]
-    """Wire name: version, fingerprint. Of a server: what it serves; of a client: what it asks for."""
+    """Wire name: version, fingerprint. What a server serves; what a client asks for."""
     process: str
     build: str
 
@@ -113,10 +131,49 @@ class CancelPayload(msgspec.Struct, array_like=True, frozen=True):
 
 
 class GoodbyePayload(msgspec.Struct, array_like=True, frozen=True):
-    """The sender starts no more calls."""
+    """The sender starts no more of the receiver's calls, and ends after `within`."""
 
     last: int
     within: int
+
+
+class ClosePayload(msgspec.Struct, array_like=True, frozen=True):
+    """The holder leaves its scope; `failed` when its block raised. Reserved."""
+
+    failed: bool
+    grace: int
+    """How long the clean-up may take when the block failed."""
+
+
+class ItemPayload(msgspec.Struct, array_like=True, frozen=True):
+    """One item of a channel; its size, for credit, is that of the encoded value. Reserved."""
+
+    channel: int
+    value: msgspec.Raw
+
+
+class CreditPayload(msgspec.Struct, array_like=True, frozen=True):
+    """What the reader has room for, beyond what it said before. Reserved."""
+
+    channel: int
+    items: int
+    bytes: int
+
+
+class ChannelEndPayload(msgspec.Struct, array_like=True, frozen=True):
+    """Of END and STOP: why the channel ends, nil when nothing is wrong. Reserved."""
+
+    channel: int
+    error: dict[str, Any] | None = None
+
+
+class ChannelEnd(enum.IntEnum):
+    """Which end of a channel a message gives away. Reserved."""
+
+    READING = 0
+    """The receiver reads: it grants the first credit itself, at most what the message suggests."""
+    WRITING = 1
+    """The receiver writes: the message carries its first credit."""
 
 
 EXTENSION_TIMESTAMP = -1
@@ -128,7 +185,10 @@ EXTENSION_DESCRIPTOR = 2
 EXTENSION_ENDPOINT = 3
 """MessagePack `[index, contract name]`."""
 EXTENSION_CHANNEL = 4
-"""MessagePack `[channel number, end, items, bytes]`; reserved for channels."""
+"""MessagePack `[channel number, which end, items, bytes]`; reserved.
+
+Numbers are unique in their call: odd ones are made by the caller, even ones by the callee.
+"""
 
 
 def pack(kind: Kind, number: int, payload: bytes, *, flags: int = 0, descriptors: int = 0) -> bytes:

@@ -31,3 +31,7 @@ class Limits:
     """Larger bodies are decoded in a worker thread, so that they don't stop the loop."""
     connections_per_user: int = 1024
     """Open connections that one server accepts from one user."""
+
+
+LEAST = {"frame_bytes": 65536, "frame_descriptors": 0, "in_flight": 1}
+"""What holds of a peer that announces no such limit."""

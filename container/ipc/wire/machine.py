@@ -1,37 +1,45 @@
-"""One end of a connection as a state machine: bytes and descriptors in, events out, frames to send out.
+"""One end of a connection as a state machine: bytes and descriptors in, events and frames out.
 
-Rule 1: everything that decides whether a frame is legal lives in this file. Rule 2: this file knows no
-socket, no clock and no task. Rule 3: an error of the peer's raises `ProtocolError` once; after it, and
-after the end, nothing is received any more, and the descriptors that were not given out are returned by
-`abandon()` to be closed.
+Rule 1: everything that decides whether a frame is legal lives in this file. Rule 2: this file knows
+no socket, no clock and no task. Rule 3: an error of the peer's raises `ProtocolError` once; after
+it, and after the end, nothing is received any more, and the descriptors that no event carried out
+are returned by `abandon()` to be closed.
 
 States of the connection:
 
-    OPENING --hello received--> OPEN --goodbye received--> DRAINING
-       any --error with id 0, broken bytes, end--> CLOSED
+    OPENING   hello received                          OPEN
+    OPENING   hello of another version received       CLOSED
+    OPEN      goodbye received                        DRAINING    (no new calls from here)
+    any       error with id 0, broken bytes, end      CLOSED
+
+The side that accepted says its hello only after it has judged the other's; until then no other
+frame and no descriptor may come.
 
 States of a call that this side made (`outgoing`):
 
-    state       event                  becomes
-    SENT        cancel sent            CANCELLING
-    SENT        reply / error          ended
-    CANCELLING  reply / error          ended
-    CANCELLING  abandoned locally      ABANDONED   (its id stays taken until the terminal comes)
-    ABANDONED   reply / error          ended, dropped
+    SENT        cancel sent                      CANCELLING
+    SENT        reply / error received           ended
+    SENT        withdrawn (no byte was sent)     ended
+    CANCELLING  reply / error received           ended
+    CANCELLING  abandoned locally                ABANDONED   (its id stays taken)
+    ABANDONED   reply / error received           ended, dropped
+    any         goodbye with a smaller last id   ended       (it was not started)
 
 States of a call that the peer made (`incoming`):
 
-    RUNNING     cancel received        CANCELLED
-    RUNNING     reply / error sent     ended
-    CANCELLED   reply / error sent     ended
-    ended       cancel received        ignored
+    RUNNING     cancel received                  CANCELLED
+    RUNNING     reply / error sent               ended
+    CANCELLED   reply / error sent               ended
+    ended       cancel received                  ignored
+    -           call after our goodbye           dropped: not started, not answered
 
-Ids are issued by the caller from 1 upwards and never reused. A terminal for an id that is not open, a
-second cancel, an id that does not grow, more unanswered ids than announced: each is a protocol error.
+Ids are issued by the caller from 1 upwards and never reused. A terminal for an id that is not open,
+a second cancel, an id that does not grow, more unanswered ids than announced: each is a protocol
+error.
 
-Descriptors: the kernel glues frames together and hands descriptors over early, never late. So
-descriptors are matched by count, in order: at a frame's header all of its descriptors must be here,
-and at the end of the bytes none may be left over.
+Descriptors: the kernel glues frames together and hands descriptors over early, never late. So they
+are matched by count, in order: at a frame's header all of its descriptors must be here, and those
+that are here after the last header belong to that frame, or to one whose header is not whole yet.
 """
 
 from __future__ import annotations
@@ -43,13 +51,26 @@ from collections.abc import Hashable, Sequence
 import msgspec
 from attrs import define, field, frozen
 
+from container.ipc.wire.events import CallDropped as CallDropped
+from container.ipc.wire.events import CallReceived as CallReceived
+from container.ipc.wire.events import CancelReceived as CancelReceived
+from container.ipc.wire.events import ErrorReceived as ErrorReceived
+from container.ipc.wire.events import Event as Event
+from container.ipc.wire.events import GoodbyeReceived as GoodbyeReceived
+from container.ipc.wire.events import HelloReceived as HelloReceived
+from container.ipc.wire.events import PingReceived as PingReceived
+from container.ipc.wire.events import PongReceived as PongReceived
+from container.ipc.wire.events import ReplyReceived as ReplyReceived
 from container.ipc.wire.frames import (
+    FLAGS,
     FROM_CALLEE,
     HEADER,
     HEADER_BYTES,
+    HELLO_BYTES,
     KINDS,
     MAGIC,
     PROTOCOL_VERSIONS,
+    WITH_DESCRIPTORS,
     CallPayload,
     CancelPayload,
     EndedBy,
@@ -60,7 +81,7 @@ from container.ipc.wire.frames import (
     ValuePayload,
     pack,
 )
-from container.ipc.wire.limits import Limits
+from container.ipc.wire.limits import LEAST, Limits
 
 
 class ProtocolError(Exception):
@@ -89,90 +110,6 @@ class Incoming(enum.Enum):
 
     RUNNING = "running"
     CANCELLED = "cancelled"
-
-
-@define(slots=True)
-class HelloReceived:
-    """The peer introduced itself; `compatible` is False when no common version exists."""
-
-    payload: HelloPayload
-    sender: Hashable
-    compatible: bool
-
-
-@define(slots=True)
-class CallReceived:
-    """The peer calls. `payload` is None when the body is no call: answer it with an error."""
-
-    id: int
-    payload: CallPayload | None
-    descriptors: list[int]
-    sender: Hashable
-
-
-@define(slots=True)
-class ReplyReceived:
-    """A terminal with a value; `value` is None when the body is no value."""
-
-    id: int
-    value: msgspec.Raw | None
-    descriptors: list[int]
-    sender: Hashable
-    abandoned: bool
-
-
-@define(slots=True)
-class ErrorReceived:
-    """A terminal with an error; id 0 speaks of the connection."""
-
-    id: int
-    ended_by: EndedBy
-    error: dict[str, object]
-    sender: Hashable
-    abandoned: bool
-
-
-@define(slots=True)
-class CancelReceived:
-    """The caller no longer wants the answer of a running call."""
-
-    id: int
-    grace: int
-    sender: Hashable
-
-
-@define(slots=True)
-class PingReceived:
-    """Answer with `pong(token)`."""
-
-    token: int
-
-
-@define(slots=True)
-class PongReceived:
-    """The peer lives."""
-
-    token: int
-
-
-@define(slots=True)
-class GoodbyeReceived:
-    """The peer starts no call with an id after `last`."""
-
-    last: int
-    within: int
-
-
-Event = (
-    HelloReceived
-    | CallReceived
-    | ReplyReceived
-    | ErrorReceived
-    | CancelReceived
-    | PingReceived
-    | PongReceived
-    | GoodbyeReceived
-)
 
 
 @define
@@ -204,13 +141,18 @@ _decode_hello = msgspec.msgpack.Decoder(HelloPayload).decode
 _decode_goodbye = msgspec.msgpack.Decoder(GoodbyePayload).decode
 _encode = msgspec.msgpack.Encoder().encode
 
-UNDECODABLE = (msgspec.MsgspecError, RecursionError, ValueError, UnicodeDecodeError)
+UNDECODABLE = (msgspec.MsgspecError, RecursionError, ValueError, OverflowError, TypeError)
 """What decoding hostile bytes can raise."""
 
 
 @define(eq=False)
 class Machine:
-    """One end of a connection."""
+    """One end of a connection.
+
+    Args:
+        limits: What this side announces and holds the peer to.
+        budget: Partly received bytes, shared with the process's other connections.
+    """
 
     limits: Limits
     budget: Budget
@@ -223,6 +165,8 @@ class Machine:
     last_incoming: int = 0
     _next_id: int = 1
     _hello_sent: bool = False
+    _farewell: int | None = None
+    _farewell_heard: int | None = None
     _buffer: bytearray = field(factory=bytearray)
     _buffer_sender: Hashable = None
     _accounted: int = 0
@@ -234,13 +178,20 @@ class Machine:
     @property
     def peer_in_flight(self) -> int:
         """How many unanswered calls the peer accepts."""
-        return self.peer.limits.get("in_flight", 1) if self.peer is not None else 1
+        return self._announced("in_flight")
 
     @property
     def peer_frame_bytes(self) -> int:
         """The largest payload that may be sent."""
-        theirs = self.peer.limits.get("frame_bytes", 0) if self.peer is not None else 65536
-        return min(self.limits.frame_bytes, theirs)
+        return min(self.limits.frame_bytes, self._announced("frame_bytes"))
+
+    @property
+    def peer_frame_descriptors(self) -> int:
+        """The most descriptors that one frame may carry."""
+        return min(self.limits.frame_descriptors, self._announced("frame_descriptors"))
+
+    def _announced(self, limit: str) -> int:
+        return LEAST[limit] if self.peer is None else self.peer.limits.get(limit, LEAST[limit])
 
     def hello(self, contracts: dict[str, tuple[int, str]], process: str, build: str) -> bytes:
         """Return this side's hello; it is the first frame."""
@@ -274,28 +225,36 @@ class Machine:
 
     def abandon_call(self, number: int) -> None:
         """Stop waiting for a call: its late terminal is dropped."""
+        assert self.outgoing[number] is Outgoing.CANCELLING
         self.outgoing[number] = Outgoing.ABANDONED
 
     def reply(self, number: int, payload: bytes, descriptors: int = 0) -> bytes:
         """End a call of the peer's with a value; return the frame."""
         del self.incoming[number]
-        return (
-            HEADER.pack(len(payload), Kind.REPLY, FROM_CALLEE, descriptors, number) + payload
-        )
+        return HEADER.pack(len(payload), Kind.REPLY, FROM_CALLEE, descriptors, number) + payload
 
     def error(self, number: int, ended_by: EndedBy, error: dict[str, object]) -> bytes:
-        """End a call of the peer's, or with id 0 the connection, with an error; return the frame."""
+        """End a call of the peer's, or with id 0 the connection, with an error; return the frame.
+
+        An error that is larger than the peer's frames is cut to its code and its sentence.
+        """
         if number:
             del self.incoming[number]
-        return pack(Kind.ERROR, number, _encode(ErrorPayload(ended_by, error)), flags=FROM_CALLEE)
+        return self.error_instead(number, error, ended_by)
 
-    def error_instead(self, number: int, error: dict[str, object]) -> bytes:
+    def error_instead(
+        self, number: int, error: dict[str, object], ended_by: EndedBy = EndedBy.ITSELF
+    ) -> bytes:
         """Return the terminal of a call whose reply was made and could not be sent at all."""
-        payload = _encode(ErrorPayload(EndedBy.ITSELF, error))
+        payload = _encode(ErrorPayload(ended_by, error))
+        if len(payload) > self.peer_frame_bytes:
+            message = str(error.get("message", ""))[: self.peer_frame_bytes // 8]
+            cut: dict[str, object] = {"code": error.get("code"), "message": message}
+            payload = _encode(ErrorPayload(ended_by, cut))
         return pack(Kind.ERROR, number, payload, flags=FROM_CALLEE)
 
     def ping(self) -> bytes:
-        """Return a ping; at most one is pending."""
+        """Return a ping."""
         self._pings += 1
         return pack(Kind.PING, self._pings, b"")
 
@@ -304,8 +263,13 @@ class Machine:
         return pack(Kind.PONG, token, b"")
 
     def goodbye(self, within: int) -> bytes:
-        """Return the frame that says which calls were the last."""
-        return pack(Kind.GOODBYE, 0, _encode(GoodbyePayload(self.last_incoming, within)))
+        """Return the frame that says which calls were the last; later ones are dropped.
+
+        It may be said again, with another `within`; the last id stays.
+        """
+        if self._farewell is None:
+            self._farewell = self.last_incoming
+        return pack(Kind.GOODBYE, 0, _encode(GoodbyePayload(self._farewell, within)))
 
     # --- what is received ---------------------------------------------------------------------
 
@@ -316,11 +280,12 @@ class Machine:
 
         Args:
             data: Bytes of one sender, not empty.
-            descriptors: Received with them; this machine owns them until an event carries them out.
+            descriptors: Received with them; owned here until an event carries them out.
             sender: Who sent the bytes, from the kernel.
 
         Raises:
-            ProtocolError: the connection must end. Events before the fault are lost with it.
+            ProtocolError: the connection must end. Events of this read before the fault are lost
+                with it, their descriptors stay here for `abandon()`.
         """
         if descriptors:
             self._descriptors.extend(descriptors)
@@ -335,106 +300,112 @@ class Machine:
             self._buffer += data
             buffer = self._buffer
         events: list[Event] = []
-        position, total = 0, len(buffer)
-        with memoryview(buffer) as view:
-            while total - position >= HEADER_BYTES:
-                length, code, flags, count, number = HEADER.unpack_from(view, position)
-                kind = self._check(length, code, count, number)
-                end = position + HEADER_BYTES + length
-                if end > total:
-                    break
-                payload = bytes(view[position + HEADER_BYTES : end])
-                position = end
-                taken = [self._descriptors.popleft() for _ in range(count)] if count else []
-                try:
-                    event = self._frame(kind, flags, number, payload, taken, sender)
-                except BaseException:
-                    self._descriptors.extendleft(reversed(taken))
-                    self._return(events)
-                    raise
-                if event is not None:
-                    self.descriptors_delivered += len(taken)
-                    events.append(event)
-        left = total - position
         try:
-            if not left and self._descriptors:
-                raise self._fault("more descriptors came than the frames said")
-            if len(self._descriptors) > self.limits.frame_descriptors:
-                raise self._fault("too many descriptors")
-            if not self.budget.change(left - self._accounted):
-                raise self._fault("too many partly received bytes in this process")
-            self._accounted = left
-        except ProtocolError:
-            self._return(events)
+            position = self._frames(buffer, sender, events)
+        except BaseException:
+            # Events that never leave give their descriptors back, so that `abandon` hands them out.
+            for event in events:
+                if isinstance(event, (CallReceived, ReplyReceived, CallDropped)):
+                    self.descriptors_delivered -= len(event.descriptors)
+                    self._descriptors.extend(event.descriptors)
             raise
         if held:
             del self._buffer[:position]
-        elif left:
+        elif position < len(data):
             self._buffer += memoryview(data)[position:]
-        if left:
-            self._buffer_sender = sender
+        self._buffer_sender = sender
         return events
+
+    def _frames(self, buffer: bytes | bytearray, sender: Hashable, events: list[Event]) -> int:
+        """Take the whole frames of a buffer; return where the rest begins."""
+        position, total = 0, len(buffer)
+        expected: int | None = None
+        with memoryview(buffer) as view:
+            while total - position >= HEADER_BYTES:
+                length, code, flags, count, number = HEADER.unpack_from(view, position)
+                kind = self._check(length, code, flags, count, number)
+                end = position + HEADER_BYTES + length
+                if end > total:
+                    expected = count
+                    break
+                payload = bytes(view[position + HEADER_BYTES : end])
+                position = end
+                event = self._frame(kind, number, payload, count, sender)
+                if event is not None:
+                    events.append(event)
+                if self.state is State.CLOSED:
+                    return total
+        left = total - position
+        self._check_left(left, expected)
+        return position
+
+    def _check_left(self, left: int, expected: int | None) -> None:
+        if self._descriptors:
+            admitted = self._hello_sent and self.state is not State.OPENING
+            most = self.limits.frame_descriptors if left and admitted else 0
+            if len(self._descriptors) > (most if expected is None else expected):
+                raise self._fault("more descriptors came than the frames said")
+        if not self.budget.change(left - self._accounted):
+            raise self._fault("too many partly received bytes in this process")
+        self._accounted = left
 
     def end(self) -> None:
         """Take the end of the bytes; a frame half received, or none, makes no difference."""
         self.state = State.CLOSED
 
     def abandon(self) -> list[int]:
-        """Return the descriptors that no event carried out; the caller closes them."""
+        """End, and return the descriptors that no event carried out; the caller closes them."""
         self.state = State.CLOSED
         self.budget.change(-self._accounted)
         self._accounted = 0
         self._buffer.clear()
+        self.outgoing.clear()
+        self.incoming.clear()
         left = list(self._descriptors)
         self._descriptors.clear()
         return left
-
-    def _return(self, events: list[Event]) -> None:
-        # Events that never leave give their descriptors back, so that `abandon` hands them out.
-        for event in events:
-            if isinstance(event, (CallReceived, ReplyReceived)):
-                self.descriptors_delivered -= len(event.descriptors)
-                self._descriptors.extend(event.descriptors)
 
     def _fault(self, message: str) -> ProtocolError:
         self.state = State.CLOSED
         return ProtocolError(message)
 
-    def _check(self, length: int, code: int, count: int, number: int) -> Kind:
+    def _check(self, length: int, code: int, flags: int, count: int, number: int) -> Kind:
         # Called at every header, before memory for the payload is taken.
         kind = KINDS.get(code)
         if self.state is State.OPENING:
-            if kind is Kind.ERROR and number == 0:
-                pass
-            elif kind is not Kind.HELLO or number != MAGIC:
+            if number != (MAGIC if kind is Kind.HELLO else 0) or kind not in (
+                Kind.HELLO,
+                Kind.ERROR,
+            ):
                 raise self._fault("this is not the protocol: the first frame is no hello")
-            if length > 65536:
-                raise self._fault(f"a hello of {length} bytes")
+            if length > HELLO_BYTES:
+                raise self._fault(f"a hello of {length} bytes; {HELLO_BYTES} are allowed")
         elif kind is None:
             raise self._fault(f"unknown frame kind {code}")
+        elif not self._hello_sent and kind is not Kind.HELLO:
+            raise self._fault(f"a {kind.name.lower()} frame before our hello")
+        elif kind is not Kind.HELLO and flags not in FLAGS[kind]:
+            raise self._fault(f"a {kind.name.lower()} frame with flags {flags}")
         if length > self.limits.frame_bytes:
             raise self._fault(f"a frame of {length} bytes; {self.limits.frame_bytes} are allowed")
-        if count > self.limits.frame_descriptors:
-            raise self._fault(f"a frame with {count} descriptors")
-        if count > len(self._descriptors):
-            raise self._fault("fewer descriptors came than the frame said")
+        if count:
+            if count > self.limits.frame_descriptors:
+                raise self._fault(
+                    f"a frame with {count} descriptors; {self.limits.frame_descriptors} are allowed"
+                )
+            if kind is None or kind not in WITH_DESCRIPTORS:
+                raise self._fault(f"frames of kind {code} carry no descriptors")
+            if count > len(self._descriptors):
+                raise self._fault("fewer descriptors came than the frame said")
         assert kind is not None
         return kind
 
     def _frame(
-        self,
-        kind: Kind,
-        flags: int,
-        number: int,
-        payload: bytes,
-        descriptors: list[int],
-        sender: Hashable,
+        self, kind: Kind, number: int, payload: bytes, count: int, sender: Hashable
     ) -> Event | None:
-        if descriptors and kind not in (Kind.CALL, Kind.REPLY):
-            raise self._fault(f"a {kind.name.lower()} frame carries no descriptors")
         match kind:
             case Kind.CALL:
-                return self._call(number, payload, descriptors, sender)
+                return self._call(number, payload, count, sender)
             case Kind.REPLY:
                 abandoned = self._terminal(number, "reply")
                 value: msgspec.Raw | None
@@ -442,7 +413,7 @@ class Machine:
                     value = _decode_value(payload).value
                 except UNDECODABLE:
                     value = None
-                return ReplyReceived(number, value, descriptors, sender, abandoned)
+                return ReplyReceived(number, value, self._take(count), sender, abandoned)
             case Kind.ERROR:
                 return self._error(number, payload, sender)
             case Kind.CANCEL:
@@ -450,18 +421,21 @@ class Machine:
             case Kind.PING:
                 return PingReceived(number)
             case Kind.PONG:
+                if not 0 < number <= self._pings:
+                    raise self._fault("a pong without its ping")
                 return PongReceived(number)
             case Kind.HELLO:
                 return self._hello(payload, sender)
             case Kind.GOODBYE:
-                try:
-                    goodbye = _decode_goodbye(payload)
-                except UNDECODABLE:
-                    raise self._fault("a goodbye that can't be read") from None
-                self.state = State.DRAINING
-                return GoodbyeReceived(goodbye.last, goodbye.within)
+                return self._goodbye(payload)
             case _:
                 raise self._fault(f"{kind.name.lower()} frames belong to open scopes; none is open")
+
+    def _take(self, count: int) -> list[int]:
+        if not count:
+            return []
+        self.descriptors_delivered += count
+        return [self._descriptors.popleft() for _ in range(count)]
 
     def _hello(self, payload: bytes, sender: Hashable) -> HelloReceived:
         if self.state is not State.OPENING:
@@ -470,18 +444,21 @@ class Machine:
             hello = _decode_hello(payload)
         except UNDECODABLE:
             raise self._fault("a hello that can't be read") from None
-        compatible = (
-            hello.lowest <= PROTOCOL_VERSIONS[1] and hello.highest >= PROTOCOL_VERSIONS[0]
-        )
+        if any(hello.limits.get(limit, 1) < 1 for limit in ("frame_bytes", "in_flight")):
+            raise self._fault("a hello whose limits allow nothing")
+        compatible = hello.lowest <= PROTOCOL_VERSIONS[1] and hello.highest >= PROTOCOL_VERSIONS[0]
         self.peer = hello
-        self.state = State.OPEN
+        self.state = State.OPEN if compatible else State.CLOSED
         return HelloReceived(hello, sender, compatible)
 
     def _call(
-        self, number: int, payload: bytes, descriptors: list[int], sender: Hashable
-    ) -> CallReceived:
+        self, number: int, payload: bytes, count: int, sender: Hashable
+    ) -> CallReceived | CallDropped:
         if number <= self.last_incoming:
             raise self._fault(f"call id {number} does not grow")
+        if self._farewell is not None:
+            self.last_incoming = number
+            return CallDropped(number, self._take(count))
         if len(self.incoming) >= self.limits.in_flight:
             raise self._fault(f"more than {self.limits.in_flight} unanswered calls")
         self.last_incoming = number
@@ -491,7 +468,7 @@ class Machine:
             call = _decode_call(payload)
         except UNDECODABLE:
             call = None
-        return CallReceived(number, call, descriptors, sender)
+        return CallReceived(number, call, self._take(count), sender)
 
     def _terminal(self, number: int, what: str) -> bool:
         state = self.outgoing.pop(number, None)
@@ -501,12 +478,15 @@ class Machine:
 
     def _error(self, number: int, payload: bytes, sender: Hashable) -> ErrorReceived:
         abandoned = self._terminal(number, "error") if number else False
+        ended_by = EndedBy.ITSELF
+        body: dict[str, object]
         try:
             error = _decode_error(payload)
-            ended_by = EndedBy(error.ended_by)
             body = error.error
+            # A reason that a newer peer knows and we don't: the error itself still stands.
+            if 0 <= error.ended_by < len(EndedBy):
+                ended_by = EndedBy(error.ended_by)
         except UNDECODABLE:
-            ended_by = EndedBy.ITSELF
             body = {"code": "incompatible", "message": "the peer sent an error that can't be read"}
         if number == 0:
             self.state = State.CLOSED
@@ -515,7 +495,7 @@ class Machine:
     def _cancel(self, number: int, payload: bytes, sender: Hashable) -> CancelReceived | None:
         call = self.incoming.get(number)
         if call is None:
-            if number > self.last_incoming:
+            if not 0 < number <= self.last_incoming:
                 raise self._fault(f"cancel for call {number}, which was never made")
             return None
         if call.state is Incoming.CANCELLED:
@@ -528,3 +508,17 @@ class Machine:
             raise self._fault("a cancel that can't be read") from None
         self.incoming[number] = _IncomingCall(Incoming.CANCELLED, sender)
         return CancelReceived(number, max(0, grace), sender)
+
+    def _goodbye(self, payload: bytes) -> GoodbyeReceived:
+        try:
+            goodbye = _decode_goodbye(payload)
+        except UNDECODABLE:
+            raise self._fault("a goodbye that can't be read") from None
+        before = self._next_id - 1 if self._farewell_heard is None else self._farewell_heard
+        if not 0 <= goodbye.last <= before:
+            raise self._fault(f"a goodbye after call {goodbye.last}, of {before}")
+        self._farewell_heard = goodbye.last
+        self.state = State.DRAINING
+        for number in [number for number in self.outgoing if number > goodbye.last]:
+            del self.outgoing[number]
+        return GoodbyeReceived(goodbye.last, max(0, goodbye.within))
