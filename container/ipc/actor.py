@@ -109,8 +109,17 @@ class Actor:
 
 @asynccontextmanager
 async def _cancelled_at_exit() -> AsyncGenerator[trio.Nursery]:
+    # What the block raises is carried around the nursery, which would wrap it in a group. A
+    # cancellation is not: it may be the nursery's own.
+    raised: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:
             yield nursery
+        except trio.Cancelled:
+            raise
+        except BaseException as error:
+            raised = error
         finally:
             nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised

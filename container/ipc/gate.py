@@ -3,13 +3,14 @@
 The public name of a service can be found by any process; what it offers there is as little as can
 be. All real operations exist only on the endpoint, which requires having called `open` and having
 been admitted.
+
+What is handed out ends with the connection that asked for it, unless it was passed on: once another
+process has spoken on an endpoint, it belongs to that process.
 """
 
 from __future__ import annotations
 
 from typing import Generic, TypeVar
-
-import trio
 
 from container.ipc.actor import Actor
 from container.ipc.context import current_call
@@ -17,7 +18,7 @@ from container.ipc.contract import Contract, routes_of
 from container.ipc.endpoint import Endpoint
 from container.ipc.errors import InvalidArgument, Overloaded
 from container.ipc.peer import Policy, same_user
-from container.ipc.server import issue
+from container.ipc.server import Server, issue_from
 
 C = TypeVar("C", bound=Contract)
 
@@ -48,7 +49,6 @@ class Gate(Actor, Generic[C]):
         self._service = service
         self._policy = policy
         self._bound = unclaimed
-        self._scopes: set[trio.CancelScope] = set()
 
     async def open(self, routes: tuple[str, ...] | None = None) -> Endpoint[C]:
         """Hand out a private endpoint, limited to `routes` (method names) if given.
@@ -63,8 +63,17 @@ class Gate(Actor, Generic[C]):
                 raise InvalidArgument(f"{self._contract.contract_name} has no route {name!r}")
         if len(self.nursery.child_tasks) >= self._bound:
             raise Overloaded(f"{self._bound} endpoints of {self._contract.contract_name} are out")
-        current_call()  # only a call can ask: the endpoint's end travels in its reply
-        endpoint, _ = issue(
-            self.nursery, self._contract, self._service, routes=routes, policy=self._policy
+        call = current_call()  # only a call can ask: the endpoint's end travels in its reply
+        only = None if routes is None else frozenset(routes)
+        server = Server((self._service,), self._policy, only=only)
+
+        def revoke() -> None:
+            if server.peer_pids() <= {call.peer.pid}:
+                issued.scope.cancel()
+
+        # The set belongs to the connection: one that lives long must not keep what has ended.
+        issued = issue_from(
+            self.nursery, self._contract, server, ended=lambda: call.at_end.discard(revoke)
         )
-        return endpoint
+        call.at_end.add(revoke)
+        return issued.endpoint

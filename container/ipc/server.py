@@ -13,9 +13,9 @@ import os
 import socket
 import stat
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import trio
 from attrs import define, field, frozen
@@ -290,6 +290,16 @@ async def in_memory(
         raise raised
 
 
+@frozen(eq=False)
+class Issued(Generic[C]):
+    """An endpoint that was handed out, seen from its issuer."""
+
+    endpoint: Endpoint[C]
+    scope: trio.CancelScope
+    """Cancelling it revokes the endpoint."""
+    server: Server
+
+
 def issue(
     nursery: trio.Nursery,
     contract: type[C],
@@ -312,18 +322,33 @@ def issue(
     Returns:
         The endpoint, and the scope whose cancellation revokes it.
     """
-    theirs, ours = socket_pair()
     only = None if routes is None else frozenset(routes)
     server = Server((service,), policy, limits or Limits(), only)
+    issued = issue_from(nursery, contract, server)
+    return issued.endpoint, issued.scope
+
+
+def issue_from(
+    nursery: trio.Nursery,
+    contract: type[C],
+    server: Server,
+    ended: Callable[[], None] | None = None,
+) -> Issued[C]:
+    """Hand out an endpoint of a server made for it; `ended` is called once it has ended."""
+    theirs, ours = socket_pair()
+    transport = SocketTransport(ours)
     scope = trio.CancelScope()
 
     async def serve() -> None:
-        transport = SocketTransport(ours)
-        with scope:
-            # The hello deadline of an endpoint starts at its first byte: it may be held for long.
-            await transport.wait_readable()
-            await server.serve(transport)
-        transport.close()
+        try:
+            with scope:
+                # The hello deadline of an endpoint starts at its first byte: it may be held long.
+                await transport.wait_readable()
+                await server.serve(transport)
+        finally:
+            transport.close()
+            if ended is not None:
+                ended()
 
     nursery.start_soon(serve, name=f"endpoint {contract.contract_name}")
-    return Endpoint(contract, Fd(theirs.detach())), scope
+    return Issued(Endpoint(contract, Fd(theirs.detach())), scope, server)
