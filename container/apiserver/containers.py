@@ -455,7 +455,7 @@ class ContainersService(Actor, Containers):
                 status=ContainerStatus.RUNNING,
                 pid=started.pid,
                 started_at=started.started_at,
-                ended=None,
+                exit=None,
             )
             if record.live:
                 record.change(running)
@@ -518,8 +518,11 @@ class ContainersService(Actor, Containers):
         container_id, run = record.id, record.run
         await self._in_thread(self._store.mark_removing, container_id)
         self._warm.discard(container_id)
-        if run is not None or self._sandboxes.connected(container_id):
+        if run is not None:
+            # This may be the run's own task: then it goes on under the shield of its clean-up.
+            run.scope.cancel()
             record.run = None
+        if run is not None or self._sandboxes.connected(container_id):
             await self._sandboxes.shut_down(container_id, thorough=run is not None)
         # The layers are given up only now: the helper had them mounted.
         await self._images(lambda images: images.release(container_id))
@@ -535,8 +538,6 @@ class ContainersService(Actor, Containers):
         record.removed = True
         record.claimed.set()
         record.change()
-        if run is not None:
-            run.scope.cancel()  # last, since this may be the run's own task
 
     # --- stop, kill, delete ---
 

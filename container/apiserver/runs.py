@@ -124,7 +124,7 @@ def seen(container: Container, state: SandboxState) -> Container:
                 status=ContainerStatus.RUNNING,
                 pid=init.pid,
                 started_at=init.started_at or container.started_at,
-                ended=None,
+                exit=None,
             )
         case ProcessState.EXITED:
             return evolve(
@@ -132,7 +132,7 @@ def seen(container: Container, state: SandboxState) -> Container:
                 status=ContainerStatus.STOPPED,
                 pid=None,
                 started_at=init.started_at or container.started_at,
-                ended=init.exit or ExitStatus(code=None),
+                exit=init.exit or ExitStatus(code=None),
             )
 
 
