@@ -209,7 +209,7 @@ class Loader:
             name = notes.get(_FULL_NAME) or notes.get(_NAME)
             found.append(ArchiveImage(entry.digest, (name,) if name else ()))
         if not found:
-            raise InvalidArgument("it holds no image")
+            raise InvalidArgument("it holds no image", hint="make it again")
         return tuple(found)
 
     def _take(self, entry: Descriptor, depth: int) -> None:
@@ -248,7 +248,7 @@ class Loader:
             digest = self._store(write_manifest(config, layers))
             found.append(ArchiveImage(digest, item.references))
         if not found:
-            raise InvalidArgument("it holds no image")
+            raise InvalidArgument("it holds no image", hint="make it again")
         return tuple(found)
 
     def _docker_layer(self, name: str, diff_id: str) -> Descriptor:
