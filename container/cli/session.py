@@ -8,6 +8,7 @@ inside, since help and completion make a session too.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
@@ -25,6 +26,9 @@ QUICK = 60.0
 """Seconds that a call may take which does no long work."""
 CONNECTING = 60.0
 """Seconds for a connection, the start of the service behind it included."""
+
+_ANY_VERSION = ("launcher", "health")
+"""Contracts by which a system of another version is looked at and stopped."""
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Contract")
@@ -68,7 +72,7 @@ class Session:
         from container.cli.failure import leaves_of
 
         try:
-            return trio.run(function, *arguments)
+            return trio.run(self._traced, function, *arguments)
         except BaseExceptionGroup as group:
             leaves = list(leaves_of(group))
             for leaf in leaves:
@@ -77,6 +81,36 @@ class Session:
             if len(leaves) == 1:
                 raise leaves[0] from None
             raise
+
+    async def _traced(
+        self,
+        function: Callable[[Unpack[Arguments]], Awaitable[T]],
+        *arguments: *Arguments,
+    ) -> T:
+        """Run a function as one span, so that all its calls are of one trace.
+
+        `CONTAINER_TRACE` names the file that spans are written to, `TRACEPARENT` the span that
+        this command line is a part of.
+        """
+        path = os.environ.get("CONTAINER_TRACE")
+        traceparent = os.environ.get("TRACEPARENT")
+        if path is None and traceparent is None:
+            return await function(*arguments)
+        from container.ipc import set_process_name, tracing
+
+        if path is None:
+            tracing.enter(traceparent)
+            return await function(*arguments)
+        from container.process import install_trace
+
+        set_process_name("container")
+        install_trace(path, "container")
+        span = tracing.begin("client", "container", traceparent)
+        tracing.enter(span.traceparent)
+        try:
+            return await function(*arguments)
+        finally:
+            tracing.finish(span)
 
     def containers(self) -> AbstractAsyncContextManager[Containers]:
         """Connect to the API server; the system is started if it is not up."""
@@ -123,8 +157,13 @@ class Session:
     async def _connected(self, contract: type[C], path: Path, *, start: bool) -> AsyncGenerator[C]:
         import trio
 
-        from container.ipc import DeadlineExceeded, Fate, PeerGone
+        from container.ipc import DeadlineExceeded, Fate, PeerGone, Unsupported, connection_of
 
+        if start and os.geteuid() != 0:
+            raise Unsupported(
+                "containers need root: rootless containers are not there yet",
+                hint="run it as root, for example with sudo",
+            )
         connected = False
         for attempt in (1, 2):
             try:
@@ -132,6 +171,8 @@ class Session:
                 with trio.CancelScope(deadline=trio.current_time() + CONNECTING) as connecting:
                     async with contract.connect(path) as proxy:
                         connected = True
+                        if contract.contract_name not in _ANY_VERSION:
+                            _check_version(connection_of(proxy).peer_build)
                         connecting.deadline = math.inf
                         yield proxy
                 if connected:
@@ -145,3 +186,15 @@ class Session:
                 if not (refused and start and attempt == 1):
                     raise
             await self.ensure_running()
+
+
+def _check_version(theirs: str) -> None:
+    """Refuse a system of another version: what it would make of our options can't be known."""
+    from container import __version__
+    from container.ipc import Incompatible
+
+    if theirs != __version__:
+        raise Incompatible(
+            f"the running system is container {theirs}, this command is container {__version__}",
+            hint="restart it with `container system stop`; containers go on running",
+        )

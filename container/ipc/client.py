@@ -68,7 +68,10 @@ def _dial_error(where: str, error: OSError) -> ContainerError:
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ECONNRESET):
         return PeerGone(f"nobody listens at {where}", fate=Fate.REFUSED, why="closed")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return PermissionDenied(f"{where} is not open to user {os.geteuid()}")
+        return PermissionDenied(
+            f"{where} is not open to user {os.geteuid()}",
+            hint="it belongs to another user: become that user",
+        )
     if isinstance(error, BlockingIOError):
         return Overloaded(f"{where} takes no more connections now")
     if error.errno is None:
