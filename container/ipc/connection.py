@@ -23,13 +23,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
 import outcome
 import trio
 from attrs import define, frozen
 
 from container.ipc import context, tracing, wire_errors
-from container.ipc.codec import Incoming, Outgoing, RouteCodec
+from container.ipc.codec import Incoming, Outgoing, RouteCodec, encode
 from container.ipc.errors import Fate, Incompatible, Overloaded, PeerGone
 from container.ipc.handling import Handler, Handlers, check_size
 from container.ipc.judging import Judge
@@ -40,6 +39,7 @@ from container.ipc.wire.frames import EndedBy
 from container.ipc.wire.limits import Limits
 from container.ipc.wire.machine import (
     Budget,
+    CallDropped,
     CallReceived,
     CancelReceived,
     ErrorReceived,
@@ -162,6 +162,11 @@ class Connection:
         return "" if self._machine.peer is None else self._machine.peer.process
 
     @property
+    def peer_build(self) -> str:
+        """The version of the program at the other end; empty before its hello."""
+        return "" if self._machine.peer is None else self._machine.peer.build
+
+    @property
     def peer_pids(self) -> tuple[int, ...]:
         """Processes that have sent something on this connection."""
         return self._judge.pids
@@ -208,24 +213,7 @@ class Connection:
         return result
 
     async def _call(self, codec: RouteCodec, values: dict[str, Any], trace: str | None) -> Any:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while not self.lost and self._full():
-            await self._room.park()
-        route = codec.route.path
-        outgoing = Outgoing()
-        try:
-            if self.lost or self._closed_here or self._draining is not None:
-                raise self._gone(route, Fate.NOT_SENT)
-            grace = context.grace_of_task(self._limits.grace_seconds)
-            remaining = trio.current_effective_deadline() - trio.current_time()
-            timeout = None if math.isinf(remaining) else math.ceil(max(remaining, 0) * 1e9)
-            payload = msgspec.msgpack.encode(
-                (route, timeout, int(grace * 1e9), trace, values), enc_hook=outgoing.hook
-            )
-            check_size(route, payload, outgoing, self._machine, self._limits)
-            event = await self._exchange(route, payload, outgoing.filenos(), grace)
-        finally:
-            outgoing.sent(result=False)
+        event = await self.call_raw(codec.route.path, values, Outgoing(), trace)
         incoming = Incoming.of(event.descriptors)
         try:
             result = await self._decode(codec, event, incoming)
@@ -235,6 +223,35 @@ class Connection:
         if incoming.descriptors:
             incoming.close_unclaimed()
         return result
+
+    async def call_raw(
+        self, route: str, values: Any, outgoing: Outgoing, trace: str | None
+    ) -> ReplyReceived:
+        """Make a call without a contract, as `message.call_message` does.
+
+        Args:
+            route: `contract/method`.
+            values: The arguments by name, wire values; or encoded already, as `msgspec.Raw`.
+            outgoing: Holds the descriptors that encoded values refer to.
+            trace: W3C trace context.
+
+        Returns:
+            The reply, not decoded; its descriptors belong to the caller, at once.
+        """
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while not self.lost and self._full():
+                await self._room.park()
+            if self.lost or self._closed_here or self._draining is not None:
+                raise self._gone(route, Fate.NOT_SENT)
+            grace = context.grace_of_task(self._limits.grace_seconds)
+            remaining = trio.current_effective_deadline() - trio.current_time()
+            timeout = None if math.isinf(remaining) else math.ceil(max(remaining, 0) * 1e9)
+            payload = encode((route, timeout, int(grace * 1e9), trace, values), outgoing, route)
+            check_size(route, payload, outgoing, self._machine)
+            return await self._exchange(route, payload, outgoing.filenos(), grace)
+        finally:
+            outgoing.sent(result=False)
 
     async def _decode(self, codec: RouteCodec, event: ReplyReceived, incoming: Incoming) -> Any:
         # Not a checkpoint for small replies: the value must not be lost to a cancellation.
@@ -382,6 +399,8 @@ class Connection:
             self._wake(call, outcome.Value(event))
         elif isinstance(event, CallReceived):
             self._take_call(event)
+        elif isinstance(event, CallDropped):
+            Incoming.of(event.descriptors).close()
         elif isinstance(event, ErrorReceived):
             self._take_error(event)
         elif isinstance(event, CancelReceived):

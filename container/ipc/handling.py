@@ -47,9 +47,7 @@ class Handler:
     method: Callable[..., Awaitable[Any]]
 
 
-def check_size(
-    route: str, payload: bytes, outgoing: Outgoing, machine: Machine, limits: Limits
-) -> None:
+def check_size(route: str, payload: bytes, outgoing: Outgoing, machine: Machine) -> None:
     """Refuse a message that the peer, or we, would not accept.
 
     Raises:
@@ -61,10 +59,10 @@ def check_size(
             f"{machine.peer_frame_bytes} are allowed",
             hint="pass a descriptor (a pipe, a file, a memfd) instead of the bytes",
         )
-    if len(outgoing.descriptors) > limits.frame_descriptors:
+    if len(outgoing.descriptors) > machine.peer_frame_descriptors:
         raise InvalidArgument(
             f"{route}: the message has {len(outgoing.descriptors)} descriptors, "
-            f"{limits.frame_descriptors} are allowed"
+            f"{machine.peer_frame_descriptors} are allowed"
         )
 
 
@@ -278,7 +276,7 @@ class Handlers:
         # Encoding runs in the same step as the handler's return: a cancel that comes later finds
         # the work done, and the reply wins.
         reply = handler.codec.result(result, outgoing)
-        check_size(handler.codec.route.path, reply, outgoing, self._machine, self._limits)
+        check_size(handler.codec.route.path, reply, outgoing, self._machine)
         return reply
 
     def _answer(
