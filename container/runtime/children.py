@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import trio
 
@@ -27,6 +28,7 @@ class AdoptedProcess(ContainerProcess):
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.root = Path(f"/proc/{pid}/root")
         self._pidfd = os.pidfd_open(pid)
         self._ended: Ended | None = None
 

@@ -64,6 +64,7 @@ class CommandLineRuntime(OciRuntime):
 
     def __init__(self, program: Path, state: Path) -> None:
         self.name = program.name
+        self._is_runc = program.name == "runc"
         self._program = program
         self._state = state
         self._numbers = itertools.count(1)
@@ -130,9 +131,8 @@ class CommandLineRuntime(OciRuntime):
 
     async def start(self, container: str) -> None:
         fifo = self._state / container / "exec.fifo"
-        try:
-            gate = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
+        gate = self._open_fifo(fifo)
+        if gate is None:
             await self._call(["start", container], command=self._commands.get(container, container))
             return
         try:
@@ -148,12 +148,20 @@ class CommandLineRuntime(OciRuntime):
         # As the runtime does it: a FIFO that is there means "created, not started".
         fifo.unlink(missing_ok=True)
 
+    def _open_fifo(self, fifo: Path) -> int | None:
+        if not self._is_runc:
+            return None  # crun's has the same name, and is read by the other side
+        try:
+            return os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+
     async def delete(self, container: str) -> None:
         self._commands.pop(container, None)
         state = self._state / container
         if not state.is_dir():
             return
-        if self.name.startswith("runc") and await trio.to_thread.run_sync(
+        if self._is_runc and await trio.to_thread.run_sync(
             CgroupFolders(cgroup_path(container)).remove
         ):
             # The groups could be removed, so nothing runs in them: what is left is a folder.

@@ -38,6 +38,8 @@ class ContainerProcess(ABC):
 
     pid: int
     """In the host's pid namespace."""
+    root: Path
+    """Its root as it sees it, mounts included, while it lives."""
 
     @abstractmethod
     async def wait(self) -> Ended:

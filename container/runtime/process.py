@@ -64,7 +64,7 @@ def parse(arguments: list[str]) -> Options:
 
 
 def unit(container_id: str, command: tuple[str, ...]) -> ServiceUnit:
-    """Return the unit under which a launcher knows this helper, equal to what the API server gave."""
+    """Return the unit of this helper, equal to the one that the API server registered."""
     return ServiceUnit(
         name=f"runtime.{container_id}",
         command=command,

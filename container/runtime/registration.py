@@ -94,7 +94,7 @@ async def _until_back(socket: Path, delay: float) -> None:
     try:
         with watch(socket.parent, change=Change.ENTRIES) as changes:
             await trio.sleep(delay)  # a launcher that refuses us must not be asked in a loop
-            if socket.exists():
+            if await trio.Path(socket).exists():
                 return
             with trio.move_on_after(LOOK_SECONDS):
                 await changes.changed()

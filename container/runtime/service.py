@@ -80,6 +80,8 @@ TEAR_DOWN_SECONDS = 15.0
 """For killing, deleting, unmounting; no cancellation cuts it short."""
 KILL_SECONDS = 10.0
 """From SIGKILL to the end of a process, which only a wedged kernel takes."""
+START_SECONDS = 1.0
+"""From the end of a process to giving up on an OCI runtime that starts it."""
 PROCESSES_MAX = 4096
 """Processes that are known at once; ended ones make room."""
 
@@ -96,6 +98,8 @@ class Machinery:
     root: RootFilesystem
     cgroup: ControlGroup
     machine: Machine
+    connect: Callable[[int, int], Awaitable[Fd]] = connect_inside
+    """From a process and a port to a socket connected there."""
 
     @classmethod
     def real(cls, folder: Path, container_id: str) -> Machinery:
@@ -166,7 +170,8 @@ class SandboxService(Actor, Sandbox):
                 with _bounded(TEAR_DOWN_SECONDS):
                     await self._tear_down()
                 self._processes.clear()
-                self._spec = self._runtime = None
+                self._spec = self._runtime = self._log = None
+                self._phase = SandboxPhase.EMPTY
                 raise
 
     async def _create(self, spec: SandboxSpec, stdio: Stdio, runtime: OciRuntime) -> None:
@@ -295,9 +300,7 @@ class SandboxService(Actor, Sandbox):
         assert runtime is not None
         first = self._process(INIT).running()
         try:
-            process = await trio.to_thread.run_sync(
-                _resolve_further, managed.spec, Path(f"/proc/{first.pid}/root")
-            )
+            process = await trio.to_thread.run_sync(_resolve_further, managed.spec, first.root)
             await self._make(
                 managed,
                 lambda folder, descriptors, console: runtime.execute(
@@ -399,7 +402,7 @@ class SandboxService(Actor, Sandbox):
             raise InvalidArgument(f"{port} is no TCP port")
         if self._phase is not SandboxPhase.RUNNING:
             raise InvalidState(f"container {self._id} does not run")
-        return await connect_inside(self._process(INIT).running().pid, port)
+        return await self._machinery.connect(self._process(INIT).running().pid, port)
 
     async def logs(self) -> LogFiles:
         if self._spec is not None and not self._spec.keep_log:
@@ -480,13 +483,15 @@ async def _attempt(what: str, work: Awaitable[None]) -> None:
 
 
 async def _unless_ended(process: ManagedProcess, work: Awaitable[None]) -> bool:
-    """Await some work, but no longer than the process lives; return whether it was done."""
+    """Await some work, but hardly longer than the process lives; return whether it was done."""
     done = False
     failure: ContainerError | None = None
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
             await process.exited.wait()
+            # It may have been started and have ended before the work could say so.
+            await trio.sleep(START_SECONDS)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(watch)
