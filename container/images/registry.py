@@ -14,8 +14,8 @@ import hashlib
 import ipaddress
 import re
 import ssl
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Self, cast
 from urllib.parse import quote
@@ -39,6 +39,7 @@ _BATCH = 1 << 20
 """Bytes that are hashed and written in one visit to a thread."""
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
 """OpenSSL's words for an answer that is not TLS at all."""
+_BROKEN_WAY = "try again; if it stays so, the registry or a proxy on the way is broken"
 _PARAMETER = re.compile(r'([a-zA-Z]+)="([^"]*)"')
 
 
@@ -103,11 +104,14 @@ class Registry:
         parts: list[bytes] = []
         async with self._get(url, repository, {"Accept": ", ".join(ACCEPTED)}) as response:
             size = 0
-            async for data in response.aiter_raw():
-                size += len(data)
-                if size > self._limits.document:
-                    raise Overloaded(f"the manifest has more than {self._limits.document} bytes")
-                parts.append(data)
+            async with _body(response) as pieces:
+                async for data in pieces:
+                    size += len(data)
+                    if size > self._limits.document:
+                        raise Overloaded(
+                            f"the manifest has more than {self._limits.document} bytes"
+                        )
+                    parts.append(data)
         raw = b"".join(parts)
         wanted = reference if ":" in reference else response.headers.get("Docker-Content-Digest")
         algorithm = split_digest(wanted)[0] if wanted else "sha256"
@@ -116,7 +120,7 @@ class Registry:
             raise DataLoss(
                 f"{self._host} sent a manifest with another digest: {wanted} was announced, "
                 f"{found} came",
-                hint="try again; if it stays so, the registry or a proxy on the way is broken",
+                hint=_BROKEN_WAY,
                 details={"digest": wanted, "found": found},
             )
         return raw, found
@@ -136,25 +140,26 @@ class Registry:
         async with self._get(url, repository, {}) as response:
             with blobs.write(split_digest(wanted.digest)[0]) as writer:
                 batch = bytearray()
-                async for data in response.aiter_raw():
-                    batch += data
-                    if writer.size + len(batch) > wanted.size:
-                        raise DataLoss(
-                            f"{self._host} sent more than the {wanted.size} bytes of "
-                            f"{wanted.digest}",
-                            details={"digest": wanted.digest},
-                        )
-                    if len(batch) >= _BATCH:
-                        await trio.to_thread.run_sync(writer.write, bytes(batch))
-                        batch.clear()
+                async with _body(response) as pieces:
+                    async for data in pieces:
+                        batch += data
+                        if writer.size + len(batch) > wanted.size:
+                            raise DataLoss(
+                                f"{self._host} sent more than the {wanted.size} bytes of "
+                                f"{wanted.digest}",
+                                hint=_BROKEN_WAY,
+                                details={"digest": wanted.digest},
+                            )
+                        if len(batch) >= _BATCH:
+                            await trio.to_thread.run_sync(writer.write, bytes(batch))
+                            batch.clear()
                 await trio.to_thread.run_sync(writer.write, bytes(batch))
                 try:
                     await trio.to_thread.run_sync(writer.commit, wanted.digest, wanted.size)
                 except DataLoss as error:
                     raise DataLoss(
                         f"{self._host} sent other data: {error.message}",
-                        hint="try again; if it stays so, the registry or a proxy on the way is "
-                        "broken",
+                        hint=_BROKEN_WAY,
                         details=error.details,
                     ) from error
 
@@ -320,6 +325,24 @@ class Registry:
         if client is not None:
             with trio.move_on_after(1, shield=True):
                 await client.aclose()
+
+
+@asynccontextmanager
+async def _body(response: httpx2.Response) -> AsyncGenerator[AsyncIterator[bytes]]:
+    """Read an answer's body; leaving early ends it at its source.
+
+    The client stacks async generators and does not close the inner ones with the outer: one that is
+    left half read is found by the garbage collector, later. Reading on from a closed connection
+    fails at once, and unwinds them all.
+    """
+    pieces = response.aiter_raw()
+    try:
+        yield pieces
+    finally:
+        with trio.move_on_after(1, shield=True), suppress(httpx2.HTTPError, httpx2.StreamError):
+            await response.aclose()
+            async for _ in pieces:
+                pass
 
 
 def is_loopback(authority: str) -> bool:
