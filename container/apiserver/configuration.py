@@ -17,7 +17,7 @@ from attrs import evolve
 from container.apiserver.names import check_name
 from container.apiserver.signals import signal_name
 from container.contracts.apiserver import Container, ContainerOptions, ContainerStatus
-from container.contracts.images import Image, ImageConfig, Snapshot
+from container.contracts.images import Image, ImageConfig
 from container.contracts.runtime import INIT, Mount, MountKind, ProcessSpec, Resources, SandboxSpec
 from container.ipc import InvalidArgument
 
@@ -125,7 +125,7 @@ def make_container(
         id=container_id,
         name=name,
         image=image.summary.reference,
-        image_digest=image.manifest_digest,
+        image_digest=image.summary.digest,
         platform=image.platform,
         status=ContainerStatus.CREATED,
         created_at=created_at,
@@ -155,13 +155,13 @@ def make_container(
     )
 
 
-def sandbox_spec(container: Container, snapshot: Snapshot) -> SandboxSpec:
-    """Return what the runtime helper needs to know."""
+def sandbox_spec(container: Container, layers: tuple[str, ...]) -> SandboxSpec:
+    """Return what the runtime helper needs to know; `layers` are topmost first."""
     return SandboxSpec(
         id=container.id,
         name=container.name,
         hostname=container.hostname,
-        layers=snapshot.layers,
+        layers=layers,
         process=container.process,
         resources=container.resources,
         mounts=container.mounts,

@@ -281,10 +281,7 @@ class ContainersService(Actor, Containers):
             await self._check_sources(container)
             self._warm_up(container_id)
             await self._in_thread(self._store.create, container)
-            # By the image's own digest: its tag may be moved while this runs.
-            await self._images(
-                lambda images: images.prepare(_exact(container), container_id, container.platform)
-            )
+            layers = await self._prepare(container)
         except BaseException:
             with self._finishing(container_id):
                 await self._cool_down(container_id)
@@ -292,7 +289,7 @@ class ContainersService(Actor, Containers):
                 await self._in_thread(partial(self._store.remove, durable=False), container_id)
             del self._names[name]
             raise
-        record = Record(container)
+        record = Record(container, layers)
         record.settled.set()
         self._insert(record)
         if container.auto_remove:
@@ -318,6 +315,20 @@ class ContainersService(Actor, Containers):
                 ) from error
             return await self._images(lambda images: images.get(reference, platform))
 
+    async def _prepare(self, container: Container) -> tuple[str, ...]:
+        """Have the image unpacked and held, by its own digest: its tag may be moved meanwhile."""
+        key, platform = container.id, container.platform
+        snapshot = await self._images(lambda it: it.prepare(_exact(container), key, platform))
+        await self._in_thread(self._store.save_layers, key, snapshot.layers)
+        return snapshot.layers
+
+    async def _layers(self, record: Record) -> tuple[str, ...]:
+        if record.layers is None:
+            record.layers = await self._in_thread(self._store.load_layers, record.id)
+        if record.layers is None:
+            record.layers = await self._prepare(record.container)
+        return record.layers
+
     async def _check_sources(self, container: Container) -> None:
         sources = [mount.source for mount in container.mounts if mount.kind is MountKind.BIND]
         if sources:
@@ -335,6 +346,8 @@ class ContainersService(Actor, Containers):
             self.nursery.start_soon(self._keep_warm, container_id)
 
     async def _keep_warm(self, container_id: str) -> None:
+        if container_id not in self._warm:
+            return  # it is not wanted any more; from here to the helper's own lock nothing awaits
         try:
             await self._sandboxes.open(container_id)
         except ContainerError as error:
@@ -392,14 +405,12 @@ class ContainersService(Actor, Containers):
         running = evolve(before, status=ContainerStatus.RUNNING, pid=None, exit=None)
         self._warm.discard(container_id)
         try:
-            snapshot, _, _ = await together(
-                lambda: self._images(
-                    lambda images: images.prepare(_exact(before), container_id, before.platform)
-                ),
+            layers, _, _ = await together(
+                lambda: self._layers(record),
                 lambda: self._sandboxes.open(container_id),
                 lambda: self._in_thread(self._store.begin_run, running),
             )
-            spec = sandbox_spec(before, snapshot)
+            spec = sandbox_spec(before, layers)
             await self._sandboxes.call(container_id, lambda sandbox: sandbox.bootstrap(spec, stdio))
         except BaseException:
             with self._finishing(container_id):
@@ -517,12 +528,13 @@ class ContainersService(Actor, Containers):
         """Remove a container with all that it had; the caller holds its section."""
         container_id, run = record.id, record.run
         await self._in_thread(self._store.mark_removing, container_id)
+        warm = container_id in self._warm
         self._warm.discard(container_id)
         if run is not None:
             # This may be the run's own task: then it goes on under the shield of its clean-up.
             run.scope.cancel()
             record.run = None
-        if run is not None or self._sandboxes.connected(container_id):
+        if run is not None or warm or self._sandboxes.connected(container_id):
             await self._sandboxes.shut_down(container_id, thorough=run is not None)
         # The layers are given up only now: the helper had them mounted.
         await self._images(lambda images: images.release(container_id))

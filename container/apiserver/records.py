@@ -26,6 +26,8 @@ class Record:
     """One container. `run` is None while no sandbox exists."""
 
     container: Container
+    layers: tuple[str, ...] | None = None
+    """Of its image, topmost first; None until they were read or prepared."""
     run: Run | None = None
     removed: bool = False
     claimed: trio.Event = field(factory=trio.Event)

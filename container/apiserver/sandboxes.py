@@ -22,7 +22,7 @@ from container.apiserver.links import Caller, leaves, single
 from container.contracts.apiserver import Plugin
 from container.contracts.launcher import Launcher, Restart, ServiceUnit
 from container.contracts.runtime import Sandbox, SandboxGate
-from container.ipc import Actor, Endpoint, Fate, PeerGone, Unavailable
+from container.ipc import Actor, AlreadyExists, Endpoint, Fate, PeerGone, Unavailable
 
 T = TypeVar("T")
 
@@ -114,7 +114,11 @@ class Sandboxes(Actor):
             try:
                 with trio.fail_after(self._timeouts.connect):
                     unit = self.unit(container_id, await self._plugin())
-                    path = await self._launcher(lambda launcher: launcher.register(unit))
+                    try:
+                        path = await self._launcher(lambda launcher: launcher.register(unit))
+                    except AlreadyExists:
+                        # A helper that outlived its launcher, or an older version's: it is ours.
+                        path = self._socket(container_id)
                     await self._connect(container_id, path)
             except (PeerGone, trio.TooSlowError) as error:
                 raise Unavailable(

@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import cast
 
 import cattrs
 from attrs import evolve, frozen
@@ -32,6 +33,9 @@ from container.storage.documents import Documents, sync_folder
 
 SCHEMA = 1
 DOCUMENT = "container.json"
+LAYERS = "layers.json"
+"""The folders of the image's layers, which are held for the container as long as it exists. Not
+synced: where it is missing or torn, the image is prepared again."""
 STARTED = "started"
 """An empty file in the folder of a container that removes itself: it was bootstrapped."""
 REMOVING = "removing"
@@ -141,6 +145,21 @@ class ContainerStore:
     def update(self, container: Container) -> None:
         """Replace the document, durable when this returns."""
         self._documents.write(self._folder / container.id / DOCUMENT, container)
+
+    def save_layers(self, container_id: str, layers: tuple[str, ...]) -> None:
+        """Keep where the image's layers are: a later run needs no image name that still fits."""
+        (self._folder / container_id / LAYERS).write_text(json.dumps(layers))
+
+    def load_layers(self, container_id: str) -> tuple[str, ...] | None:
+        """Return what `save_layers` kept, if it is whole and the layers are still there."""
+        try:
+            layers: object = json.loads((self._folder / container_id / LAYERS).read_bytes())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(layers, list) or not layers:
+            return None
+        paths = tuple(str(path) for path in cast("list[object]", layers))
+        return paths if all(os.path.isdir(path) for path in paths) else None
 
     def begin_run(self, container: Container) -> None:
         """Write down that the container is about to run.

@@ -1,8 +1,8 @@
 """The whole system in one process, for tests: ours and those of users.
 
-`system()` opens every service in the caller's own event loop, with an OCI runtime that is played instead
-of run: a test takes milliseconds, needs no root, and works under Trio's autojump clock. The pytest plugin
-offers it as the fixture `container_system`.
+`system()` opens every service in the caller's own event loop, with an OCI runtime that is played
+instead of run: a test takes milliseconds, needs no root, and works under Trio's autojump clock. The
+pytest plugin offers it as the fixture `container_system`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from container.testing.clock import hold_autojump_clock as hold_autojump_clock
     from container.testing.launcher import InProcessLauncher as InProcessLauncher
     from container.testing.system import System as System
-    from container.testing.clock import hold_autojump_clock as hold_autojump_clock
     from container.testing.system import system as system
 
 _LAZY = {

@@ -1,10 +1,11 @@
 """Hold the autojump clock while something is awaited that is outside the event loop.
 
-Trio's `MockClock` with an autojump threshold jumps to the next deadline whenever no task can run. A worker
-thread that reads a file is outside the loop: while it works nothing can run, and every timeout would fire
-at once. Inside `hold_autojump_clock()` the clock does not jump while a worker thread is active, so
-services that do their file work in threads can be tested as they are. Pipes and sockets between tasks of
-one process need no such care: the kernel makes them readable before the loop is idle.
+Trio's `MockClock` with an autojump threshold jumps to the next deadline whenever no task can run. A
+worker thread that reads a file is outside the loop: while it works nothing can run, and every
+timeout would fire at once. Inside `hold_autojump_clock()` the clock does not jump while a worker
+thread is active, so services that do their file work in threads can be tested as they are. Pipes
+and sockets between tasks of one process need no such care: the kernel makes them readable before
+the loop is idle.
 """
 
 from __future__ import annotations

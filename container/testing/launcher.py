@@ -1,8 +1,8 @@
 """A launcher that starts runtime helpers as tasks of this event loop.
 
 The same contract as the launcher's process: a unit is registered, its helper starts on the first
-connection, runs until it ends itself or is removed, and starts anew on the next connection. What it does
-*not* do: descriptors, sockets on disk, restarts of other services.
+connection, runs until it ends itself or is removed, and starts anew on the next connection. What it
+does *not* do: descriptors, sockets on disk, restarts of other services.
 """
 
 from __future__ import annotations

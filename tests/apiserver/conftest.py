@@ -109,8 +109,11 @@ class Faults:
 class PlayedImages(Actor, Images):
     """One image, and who holds it."""
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self, faults: Faults, folder: Path) -> None:
         self.faults = faults
+        self.layers = (str(folder / "1"), str(folder / "0"))
+        for layer in self.layers:
+            Path(layer).mkdir(parents=True)
         self.images = {"demo": make_image()}
         self.remote: dict[str, Image] = {}
         self.holders: set[str] = set()
@@ -152,7 +155,7 @@ class PlayedImages(Actor, Images):
         await self.faults.at("images.prepare")
         image = self._get(reference)
         self.holders.add(holder)
-        return Snapshot(image, ("/layers/1", "/layers/0"))
+        return Snapshot(image, self.layers)
 
     async def release(self, holder: str) -> None:
         await self.faults.at("images.release")
@@ -333,7 +336,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.paths = Paths(root=root / "root", run=root / "run")
         self.faults = Faults()
-        self.images = PlayedImages(self.faults)
+        self.images = PlayedImages(self.faults, root / "layers")
         self.kernel = Kernel()
         self.sandboxes: dict[str, PlayedSandbox] = {}
         self.launcher = InProcessLauncher(self.paths, self._helper)

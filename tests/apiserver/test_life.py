@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ async def test_a_caller_gets_an_endpoint_limited_to_what_it_needs(
     endpoint = await containers.bootstrap(made.id, stdio)
     assert endpoint.routes == ("start", "wait", "resize", "kill")
     assert world.sandboxes[made.id].stdio is stdio
-    assert world.sandboxes[made.id].spec.layers == ("/layers/1", "/layers/0")
+    assert world.sandboxes[made.id].spec.layers == world.images.layers
     assert (await containers.get(made.id)).status is ContainerStatus.CREATED
     async with endpoint.connect() as sandbox:
         await sandbox.start(INIT)
@@ -281,5 +282,15 @@ async def test_logs_of_a_stopped_container_need_no_helper(
     assert world.launcher.names() == ()
     files = await containers.logs(made.id)
     with files.data, files.index:
-        with open(files.data.fileno(), "rb", closefd=False) as data:
-            assert data.read() == b"out"
+        assert os.pread(files.data.fileno(), 10, 0) == b"out"
+
+
+async def test_a_container_starts_again_after_its_image_has_lost_its_name(
+    autojump_clock: Any, world: Any, options: Any
+) -> None:
+    async with world.server() as first:
+        made = await first.create(options())
+    world.images.images.clear()
+    async with world.server() as second:
+        assert (await second.start(made.id)).status is ContainerStatus.RUNNING
+        assert world.sandboxes[made.id].spec.layers == world.images.layers
