@@ -37,8 +37,11 @@ def tar_of(folder: Path, target: Path) -> Path:
     return target
 
 
-def skopeo(*arguments: str | Path) -> None:
-    subprocess.run(["skopeo", *map(str, arguments)], check=True, capture_output=True)
+def skopeo(*arguments: str | Path) -> str:
+    done = subprocess.run(
+        ["skopeo", *map(str, arguments)], check=True, capture_output=True, text=True
+    )
+    return done.stdout
 
 
 async def test_a_layout_folder_is_loaded_under_its_own_name(
@@ -121,13 +124,8 @@ async def test_an_oci_archive_of_skopeo_keeps_its_digest(
 ) -> None:
     skopeo("copy", f"oci:{busybox_layout}:demo", f"oci-archive:{tmp_path}/o.tar:demo:v1")
     assert await load(service, tmp_path / "o.tar") == "localhost/demo:v1"
-    found = subprocess.run(
-        ["skopeo", "inspect", "--format", "{{.Digest}}", f"oci-archive:{tmp_path}/o.tar:demo:v1"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert (await service.get("demo:v1")).summary.digest == found.stdout.strip()
+    found = skopeo("inspect", "--format", "{{.Digest}}", f"oci-archive:{tmp_path}/o.tar:demo:v1")
+    assert (await service.get("demo:v1")).summary.digest == found.strip()
 
 
 async def test_a_name_may_be_given(service: ImagesService, tmp_path: Path) -> None:
