@@ -6,6 +6,7 @@ is attached survives the API server's death.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -153,6 +154,7 @@ async def attach_init(
                 when_removed()
         raise
     if status is None:
+        print(file=sys.stderr)  # the cursor is where the container left it
         say(f'detached from "{container.name}", which goes on')
         return 0
     if container.auto_remove:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from container.cli.groups import Verb
-from container.cli.output import clipped, format_option, print_json, print_table, show_age
+from container.cli.output import (
+    clipped,
+    format_option,
+    print_json,
+    print_table,
+    show_age,
+    show_duration,
+)
 from container.cli.session import QUICK, Session
 
 if TYPE_CHECKING:
@@ -62,7 +70,8 @@ def show_status(container: Container) -> str:
     """Return the status as a person wants it: how long it runs, or how it ended."""
     status = container.status.value
     if status == "running" and container.started_at is not None:
-        return f"running since {show_age(container.started_at)}".replace(" since just", " just")
+        seconds = (datetime.now(UTC) - container.started_at).total_seconds()
+        return f"running for {show_duration(seconds)}"
     if status == "stopped" and container.exit is not None:
         code = "unknown" if container.exit.code is None else container.exit.code
         memory = ", out of memory" if container.exit.out_of_memory else ""
