@@ -1,3 +1,5 @@
+"""Loading: layouts and docker-archives, files and pipes, whole and corrupt."""
+
 from __future__ import annotations
 
 import gzip

@@ -1,3 +1,5 @@
+"""OCI documents and platforms: what is read, what is refused."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Pulling: a real registry that skopeo filled, and one that misbehaves."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""References: what people write, and what it means."""
+
 from __future__ import annotations
 
 import pytest

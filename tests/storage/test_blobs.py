@@ -1,3 +1,5 @@
+"""Blobs: complete or absent, and what their digest says."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""Settings: which file is over which, and mistakes that are named."""
+
 from __future__ import annotations
 
 from pathlib import Path
