@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Collection
 from pathlib import Path
 
 import trio
@@ -31,6 +32,11 @@ class AdoptedProcess(ContainerProcess):
         self.root = Path(f"/proc/{pid}/root")
         self._pidfd = os.pidfd_open(pid)
         self._ended: Ended | None = None
+
+    @property
+    def reaped(self) -> bool:
+        """Whether its status was read, or is wanted no more."""
+        return self._ended is not None
 
     async def wait(self) -> Ended:
         while self._ended is None:
@@ -66,3 +72,53 @@ class AdoptedProcess(ContainerProcess):
             if trio.lowlevel.in_trio_run():
                 trio.lowlevel.notify_closing(pidfd)
             os.close(pidfd)
+
+
+def reap_group(group: int) -> bool:
+    """Reap ended children of one process group; return whether others of it still live.
+
+    A program that was killed leaves its children to us, and nobody else asks for their status.
+    """
+    while True:
+        try:
+            if os.waitid(os.P_PGID, group, os.WEXITED | os.WNOHANG) is None:
+                return True
+        except ChildProcessError:
+            return False
+
+
+def reap_half_made(known: Collection[int]) -> None:
+    """Reap ended children that runc had begun to turn into a container's process.
+
+    Such a one has left its process group, and is told by the name that runc gives it until it runs
+    the container's command.
+
+    Args:
+        known: Processes whose status somebody still wants.
+    """
+    for pid in _children():
+        if pid in known or not _is_half_made(pid):
+            continue
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            pass
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
+        except OSError:
+            pass  # a thread that ended meanwhile
+    return found
+
+
+def _is_half_made(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    name = stat[stat.index("(") + 1 : stat.rindex(")")]
+    return name.startswith("runc:[") and stat[stat.rindex(")") + 2] == "Z"

@@ -15,7 +15,9 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,9 +27,10 @@ import trio
 from container.ipc import DeadlineExceeded, NotFound, Unavailable, Unsupported
 from container.runtime import kernel
 from container.runtime.cgroup import MOUNT, CgroupFolders, cgroup_path
-from container.runtime.children import AdoptedProcess
+from container.runtime.children import AdoptedProcess, reap_group, reap_half_made
 from container.runtime.oci import ContainerProcess, OciRuntime, ProcessStdio, explained
 
+_STRAY_SECONDS = 1.0
 CALL_SECONDS = 60.0
 """A call of an OCI runtime that takes longer is killed."""
 _KNOWN = ("runc", "crun")
@@ -69,6 +72,9 @@ class CommandLineRuntime(OciRuntime):
         self._state = state
         self._numbers = itertools.count(1)
         self._commands: dict[str, str] = {}
+        self._made: list[AdoptedProcess] = []
+        self._broken: set[int] = set()
+        """Process groups of calls that failed: their orphans are ours to reap."""
 
     async def create(
         self, container: str, bundle: Path, stdio: ProcessStdio, console: str | None
@@ -125,7 +131,10 @@ class CommandLineRuntime(OciRuntime):
                 stdio=stdio,
                 command=command or self._commands.get(container, container),
             )
-            return AdoptedProcess(int(pid_file.read_text()))
+            made = AdoptedProcess(int(pid_file.read_text()))
+            self._made = [process for process in self._made if not process.reaped]
+            self._made.append(made)
+            return made
         finally:
             pid_file.unlink(missing_ok=True)
 
@@ -158,10 +167,17 @@ class CommandLineRuntime(OciRuntime):
 
     async def delete(self, container: str) -> None:
         self._commands.pop(container, None)
+        try:
+            await self._delete(container)
+        finally:
+            if self._broken:
+                await trio.to_thread.run_sync(self._reap_strays)
+
+    async def _delete(self, container: str) -> None:
         state = self._state / container
         if not state.is_dir():
             return
-        if self._is_runc and await trio.to_thread.run_sync(
+        if self._program.name in _KNOWN and await trio.to_thread.run_sync(
             CgroupFolders(cgroup_path(container)).remove
         ):
             # The groups could be removed, so nothing runs in them: what is left is a folder.
@@ -170,6 +186,15 @@ class CommandLineRuntime(OciRuntime):
         with contextlib.suppress(NotFound):
             await self._call(["delete", "--force", container], command=container)
         await trio.to_thread.run_sync(lambda: shutil.rmtree(state, ignore_errors=True))
+
+    def _reap_strays(self) -> None:
+        deadline = time.monotonic() + _STRAY_SECONDS
+        broken, self._broken = self._broken, set()
+        while broken := {group for group in broken if reap_group(group)}:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.002)  # killed already; waiting for one of many groups has no descriptor
+        reap_half_made({process.pid for process in self._made if not process.reaped})
 
     def _argv(self, arguments: Sequence[str], log: Path) -> list[str]:
         own = [
@@ -196,6 +221,15 @@ class CommandLineRuntime(OciRuntime):
         self._state.mkdir(parents=True, exist_ok=True)
         log = folder / f"oci-{next(self._numbers)}.log"
         null = subprocess.DEVNULL
+
+        async def kill(process: trio.Process) -> None:
+            # Half-made containers are deleted afterwards, so there is nothing to wait for gently.
+            self._broken.add(process.pid)
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
         try:
             with trio.fail_after(CALL_SECONDS):
                 result = await trio.run_process(
@@ -205,7 +239,8 @@ class CommandLineRuntime(OciRuntime):
                     stderr=stdio.stderr if stdio else null,
                     check=False,
                     cwd=folder,
-                    deliver_cancel=_kill,
+                    start_new_session=True,
+                    deliver_cancel=kill,
                 )
             if result.returncode != 0:
                 raise explained(self.name, command, _last_error(log))
@@ -217,11 +252,6 @@ class CommandLineRuntime(OciRuntime):
             ) from error
         finally:
             log.unlink(missing_ok=True)
-
-
-async def _kill(process: trio.Process) -> None:
-    # Half-made containers are deleted afterwards, so there is nothing to wait for gently.
-    process.kill()
 
 
 def _last_error(log: Path) -> str:

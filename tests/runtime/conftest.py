@@ -17,12 +17,13 @@ from container.ipc import Fd
 from container.runtime.cgroup import CgroupFolders, cgroup_path
 from container.runtime.command_line import find_runtime
 from container.runtime.service import SandboxService
+from container.storage.watch import Change, watch
 from container.testing.oci import Play, RecordedRuntime, recorded_machinery
 
-APPLETS = (
-    "sh true false cat echo sleep id ls env mount dd head wc kill stty hostname grep ps yes nc "
-    "tty test touch mkdir pwd seq readlink stat printf"
-).split()
+APPLETS = """
+    sh true false cat echo sleep id ls env mount dd head wc kill stty hostname grep ps yes nc
+    tty test touch mkdir pwd seq readlink stat printf
+"""
 PATH = "PATH=/usr/bin:/bin"
 
 
@@ -65,7 +66,7 @@ def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / folder).mkdir()
     (root / "tmp").chmod(0o1777)
     shutil.copy(program, root / "bin/busybox")
-    for applet in APPLETS:
+    for applet in APPLETS.split():
         (root / "bin" / applet).symlink_to("busybox")
     (root / "bin/plain").write_text("neither a program nor a script\n")
     (root / "bin/plain").chmod(0o755)
@@ -137,6 +138,12 @@ class Bench:
             if fd is not None:
                 fd.close()
         return (await self.service.wait("init")).code
+
+    async def said(self, wanted: bytes) -> None:
+        """Return when the log holds some bytes."""
+        with watch(self.folder / "log" / "index", change=Change.MODIFIED) as changes:
+            while wanted not in self.log():
+                await changes.changed()
 
     def log(self) -> bytes:
         """Return all that the log's data file holds."""

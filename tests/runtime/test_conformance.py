@@ -103,8 +103,7 @@ async def test_stop_lets_the_process_end_by_itself(
         await bench.service.bootstrap(bench.spec(*TRAP), Stdio())
         await bench.service.start("init")
         with trio.fail_after(10):
-            while b"ready" not in bench.log():
-                await trio.sleep(0.01)  # the program says when it is ready
+            await bench.said(b"ready")
             exit_status = await bench.service.stop(StopOptions())
         assert exit_status.code == 7
         assert await bench.service.stop(StopOptions()) == exit_status
