@@ -7,6 +7,7 @@ from container.ipc.actor import ActorStatistics as ActorStatistics
 from container.ipc.client import connect as connect
 from container.ipc.client import connection_of as connection_of
 from container.ipc.client import connection_proxy as connection_proxy
+from container.ipc.client import prepare as prepare
 from container.ipc.connection import Connection as Connection
 from container.ipc.connection import ConnectionStatistics as ConnectionStatistics
 from container.ipc.context import Handling as Handling

@@ -144,6 +144,15 @@ async def connect_contract(
         yield connection_proxy(connection, contract)
 
 
+def prepare(contract: type[Contract]) -> None:
+    """Build all that a contract's first use would build: codecs, fingerprint, proxy class.
+
+    It costs milliseconds of computing, once a process: what forks others does it before.
+    """
+    asked(contract)
+    _proxy_class(contract)
+
+
 def connection_proxy(connection: Connection, contract: type[C]) -> C:
     """Return a proxy of a contract that the other end of a connection serves."""
     proxy = object.__new__(_proxy_class(contract))

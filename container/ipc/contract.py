@@ -19,6 +19,7 @@ contract is first used: what can't be checked can't be trusted.
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import inspect
 import types
@@ -225,6 +226,7 @@ def _fields(cls: type, where: str) -> list[tuple[str, Any]]:
     return found
 
 
+@functools.cache
 def fingerprint(contract: type[Contract]) -> str:
     """Return 16 hex digits that change when a route, a parameter, or a field of a type changes."""
     lines = [f"{contract.contract_name} {contract.contract_version}"]

@@ -18,6 +18,7 @@ With `--no-preload` nothing is imported and services are exec'd: every one a fre
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -27,7 +28,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from container.launcher import commandline, frontdoor, offspring
@@ -69,6 +70,22 @@ def modules() -> Iterator[str]:
     yield from filter(None, os.environ.get(PRELOAD, "").split(","))
 
 
+def preparations() -> Iterator[Callable[[], object]]:
+    """Yield what to do before the first fork, in small steps: imports, then the contracts' codecs.
+
+    A step that fails is said and left out; what needs it fails in its own process.
+    """
+    for name in modules():
+        yield functools.partial(importlib.import_module, name)
+    from container.ipc import Contract, prepare
+
+    known: list[type[Contract]] = list(Contract.__subclasses__())
+    for contract in known:
+        known += contract.__subclasses__()
+        if contract.__dict__.get("contract_name"):
+            yield functools.partial(prepare, contract)
+
+
 class Zygote:
     """The loop: requests of the launcher, connections of fronts, ends of children."""
 
@@ -76,7 +93,7 @@ class Zygote:
         self._control = control
         self._door = door
         self._forks_entries = preload
-        self._preload = modules() if preload else iter(())
+        self._preload = preparations() if preload else iter(())
         self._loading = preload
         self._fronts: dict[int, socket.socket] = {}
         """Connections by the pid of the child that serves them."""
@@ -108,17 +125,17 @@ class Zygote:
                 self._load_next()
 
     def _load_next(self) -> None:
-        name = next(self._preload, None)
-        if name is None:
+        step = next(self._preload, None)
+        if step is None:
             self._loading = False
             gc.collect()
             # What is alive now is never looked at by a collection again: children share its pages.
             gc.freeze()
             return
         try:
-            importlib.import_module(name)
+            step()
         except Exception as error:
-            print(f"zygote: {name} is not preloaded: {error!r}", file=sys.stderr, flush=True)
+            print(f"zygote: {step} failed: {error!r}", file=sys.stderr, flush=True)
 
     # --- services ---
 
