@@ -88,7 +88,7 @@ async def start_private(paths: Paths) -> socket.socket:
 
 
 async def wait_stopped(paths: Paths) -> None:
-    """Return once no launcher holds the run directory; the caller's scope bounds the wait."""
+    """Return once no launcher process is left; the caller's scope bounds the wait."""
     if not paths.run.is_dir():
         await trio.lowlevel.checkpoint()
         return

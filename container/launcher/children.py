@@ -23,6 +23,9 @@ from attrs import define, field
 ORPHAN_BOUND = 1024
 """Exit statuses of orphans that are kept; the oldest is dropped."""
 
+OTHERS_REAPER_BOUND = 3.0
+"""Seconds that the parent of an adopted process has to reap it."""
+
 _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
@@ -64,7 +67,13 @@ class Process:
                 await trio.lowlevel.wait_readable(waiter)
             finally:
                 os.close(waiter)
-            self._reap()
+            with trio.move_on_after(OTHERS_REAPER_BOUND):
+                while self.status is None and self._unknown():  # noqa: ASYNC110
+                    # Another's child: how it ended can be read when its parent has reaped it, and
+                    # nothing but that can be waited on.
+                    await trio.sleep(0.02)
+            if self._unknown():
+                self._ended_with(-1)
         return -1 if self.status is None else self.status
 
     def send(self, number: int) -> None:
@@ -89,14 +98,23 @@ class Process:
             self._children.forget(self)
             os.close(fd)
 
-    def _reap(self) -> None:
+    def _unknown(self) -> bool:
+        """Whether it is not known how this ended process ended; learn it if it can be."""
+        if self.status is None and self._pidfd >= 0:
+            status = _exit_status(self._pidfd)
+            if status is not None:
+                self._ended_with(status)
+        return self.status is None and self._pidfd >= 0
+
+    def _ended_with(self, status: int) -> None:
         if self.status is None:
-            self.status = _exit_status(self._pidfd) if self._pidfd >= 0 else -1
+            self.status = status
             self._children.forget(self)
             self._children.sweep()
 
 
-def _exit_status(pidfd: int) -> int:
+def _exit_status(pidfd: int) -> int | None:
+    """Return how an ended process ended; None if that is not known, or not yet."""
     try:
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         assert result is not None
@@ -108,10 +126,10 @@ def _exit_status(pidfd: int) -> int:
     try:
         raw = fcntl.ioctl(pidfd, _PIDFD_GET_INFO, _INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13))
     except OSError:
-        return -1
+        return None
     mask, *_, code = _INFO.unpack(raw)
     if not mask & _PIDFD_INFO_EXIT:
-        return -1
+        return None
     return os.waitstatus_to_exitcode(code) if os.WIFEXITED(code) else 128 + os.WTERMSIG(code)
 
 

@@ -21,6 +21,7 @@ from container.ipc import (
     Unavailable,
     open_service,
 )
+from container.launcher.offspring import name_process
 from container.process import Context, run_process
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ async def _launch(paths: Paths, options: Options) -> None:
     units = load_units(options.units or UNITS)
     prepare_run_directory(paths.run)
     _make_root(paths)
-    with await _sole(paths) as held, contextlib.ExitStack() as sockets:
+    # Not given up before the process is gone: who waits for the lock waits for all of it.
+    (await _sole(paths)).keep()
+    with contextlib.ExitStack() as sockets:
         become_subreaper()
         owner = None if options.owner is None else sockets.enter_context(_taken(options.owner))
         listener, inode = bind_listener(paths.launcher_socket)
@@ -111,7 +114,6 @@ async def _launch(paths: Paths, options: Options) -> None:
                     nursery.cancel_scope.cancel()
         finally:
             service.hide()
-            held.release(remove=True)
 
 
 async def _end_with(owner: socket.socket, service: LauncherService) -> None:
@@ -197,6 +199,7 @@ def _options(arguments: list[str]) -> Options:
 
 def main() -> int:
     """Run the process."""
+    name_process("launcher")
     return run_process("container-launcher", serve)
 
 

@@ -29,6 +29,10 @@ class FileLock:
         """False once it was released."""
         return self._fd >= 0
 
+    def keep(self) -> None:
+        """Hold it for the rest of this process's life, whatever becomes of this object."""
+        self._fd = -1
+
     def release(self, *, remove: bool = False) -> None:
         """Give the lock up; releasing twice does nothing.
 
