@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from container.testing.clock import hold_autojump_clock as hold_autojump_clock
     from container.testing.launcher import InProcessLauncher as InProcessLauncher
-    from container.testing.system import System as System
-    from container.testing.system import system as system
+    from container.testing.in_process import System as System
+    from container.testing.in_process import system as system
 
 _LAZY = {
     "InProcessLauncher": "container.testing.launcher",
-    "System": "container.testing.system",
+    "System": "container.testing.in_process",
     "hold_autojump_clock": "container.testing.clock",
-    "system": "container.testing.system",
+    "system": "container.testing.in_process",
 }
 
 

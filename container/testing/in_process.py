@@ -1,0 +1,201 @@
+"""`system()`: every service of the container system in this process, with a played OCI runtime.
+
+```python
+async def test_a_job_reports_its_status(autojump_clock):
+    async with container.testing.system() as system:
+        await system.add_image("job")
+        async with system.run("job", ["sh", "-c", "exit 3"]) as c:
+            assert (await c.wait()).code == 3
+```
+
+The services are the real ones, joined by memory pairs where the processes have sockets: the same
+messages, the same codec, the same limits. Played are the launcher, whose helpers are tasks, and the
+OCI runtime, whose containers are async functions: `programs` gives them by command. What is *not*
+here: processes, mounts, control groups. Worker threads read and write the documents; the autojump
+clock is held meanwhile.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import trio
+
+from container import embed
+from container.apiserver.containers import ContainersService
+from container.apiserver.health import HealthService
+from container.apiserver.links import direct
+from container.apiserver.plugins import PluginsService
+from container.apiserver.sandboxes import Timeouts
+from container.contracts.apiserver import Containers, Health, Plugins
+from container.contracts.images import Images
+from container.contracts.launcher import Launcher, ServiceUnit
+from container.contracts.runtime import Sandbox, SandboxGate
+from container.images.service import ImagesService
+from container.ipc import in_memory
+from container.runtime.gate import RuntimeGate
+from container.runtime.service import SandboxService
+from container.storage.paths import Paths
+from container.testing.busybox import Entry, write_layout
+from container.testing.clock import hold_autojump_clock
+from container.testing.launcher import InProcessLauncher
+from container.testing.oci import PROGRAMS, Program, RecordedRuntime, recorded_machinery
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+"""When a test's clock stands at 0."""
+
+
+def clock_time() -> datetime:
+    """Return the time of the test's clock as a date."""
+    return EPOCH + timedelta(seconds=trio.current_time())
+
+
+class System(embed.System):
+    """A system in this process: what `container.embed.System` offers, and what is behind it.
+
+    `containers`, `images`, `plugins`, `health` and `launcher` are proxies, as a client has them.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        containers: Containers,
+        images: Images,
+        plugins: Plugins,
+        health: Health,
+        launcher: Launcher,
+        helpers: InProcessLauncher,
+        runtime: RecordedRuntime,
+    ) -> None:
+        super().__init__(containers, images, paths)
+        self.plugins = plugins
+        self.health = health
+        self.launcher = launcher
+        self.helpers = helpers
+        """The runtime helpers as tasks: `helpers.kill("runtime.<id>")` plays a crash."""
+        self.runtime = runtime
+        """The played OCI runtime: `runtime.calls` says what was asked of it."""
+
+    async def add_image(
+        self,
+        name: str = "demo",
+        *,
+        command: Sequence[str] = ("/bin/sh",),
+        programs: Sequence[str] = (),
+        config: Mapping[str, object] | None = None,
+    ) -> None:
+        """Make a small image and load it.
+
+        Args:
+            name: Its reference.
+            command: Its default command.
+            programs: Names of further programs in its `/bin`, beside the played ones.
+            config: Fields of its execution parameters, as the OCI image specification names them.
+        """
+        names = dict.fromkeys((*PROGRAMS, *programs))
+        layer = [Entry(f"bin/{program}", mode=0o755) for program in names]
+        settings = {"Cmd": list(command), **(config or {})}
+        with tempfile.TemporaryDirectory(prefix="container-image-") as folder:
+
+            def write() -> None:
+                write_layout(
+                    Path(folder),
+                    name=name,
+                    base=False,
+                    layers=[layer],
+                    config=settings,
+                    compression="none",
+                )
+
+            await trio.to_thread.run_sync(write)
+            await self.load(folder)
+
+
+@asynccontextmanager
+async def system(
+    *,
+    programs: Mapping[str | tuple[str, ...], Program] | None = None,
+    root: Path | None = None,
+    timeouts: Timeouts | None = None,
+    clock: Callable[[], datetime] = clock_time,
+) -> AsyncGenerator[System]:
+    """Open a whole system in this process for the block; at its end all of it is gone.
+
+    Args:
+        programs: What containers run: a whole command line or a command's name to an async
+            function, added to `true`, `false`, `echo`, `cat`, `sleep`, `env` and `sh -c "exit N"`.
+        root: Where its files are; None makes a temporary folder. Give one to open a second system
+        on
+            what a first one left.
+        timeouts: Bounds of the API server.
+        clock: Says the time to the API server.
+    """
+    place = Path(tempfile.mkdtemp(prefix="container-test-")) if root is None else root
+    paths = Paths(root=place / "root", run=place / "run")
+    try:
+        with hold_autojump_clock():
+            async with AsyncExitStack() as stack:
+                yield await _open(stack, paths, programs or {}, timeouts, clock)
+    finally:
+        if root is None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+async def _open(
+    stack: AsyncExitStack,
+    paths: Paths,
+    programs: Mapping[str | tuple[str, ...], Program],
+    timeouts: Timeouts | None,
+    clock: Callable[[], datetime],
+) -> System:
+    runtime = await stack.enter_async_context(RecordedRuntime(programs))
+
+    @asynccontextmanager
+    async def helper(unit: ServiceUnit, end: Callable[[], None]) -> AsyncGenerator[SandboxGate]:
+        container_id = unit.name.removeprefix("runtime.")
+        folder = paths.containers / container_id
+        service = SandboxService(folder, container_id, recorded_machinery(folder, runtime))
+
+        async def watch() -> None:
+            await service.ended.wait()
+            end()
+
+        async with service, RuntimeGate(Sandbox, service) as gate, trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            yield gate
+            nursery.cancel_scope.cancel()
+
+    def connect(gate: SandboxGate) -> AbstractAsyncContextManager[SandboxGate]:
+        return in_memory(gate, SandboxGate)
+
+    helpers = await stack.enter_async_context(InProcessLauncher(paths, helper, connect))
+    launcher = await stack.enter_async_context(in_memory(helpers, Launcher))
+    images = await stack.enter_async_context(in_memory(ImagesService(paths.images), Images))
+    plugins = await stack.enter_async_context(PluginsService())
+    service = ContainersService(
+        paths,
+        images=direct(images),
+        launcher=direct(launcher),
+        open_gate=helpers.connect_gate,
+        plugins=plugins,
+        clock=clock,
+        timeouts=timeouts,
+    )
+    await stack.enter_async_context(service)
+    health = HealthService(paths, census=service.census, started=clock())
+    return System(
+        paths,
+        containers=await stack.enter_async_context(in_memory(service, Containers)),
+        images=images,
+        plugins=await stack.enter_async_context(in_memory(plugins, Plugins)),
+        health=await stack.enter_async_context(in_memory(health, Health)),
+        launcher=launcher,
+        helpers=helpers,
+        runtime=runtime,
+    )
