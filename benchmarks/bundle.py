@@ -37,15 +37,20 @@ def write_bundle(system: System, arguments: Sequence[str]) -> Bundle:
         raise PeerUnavailable("runc is not installed")
     container = system.call("run", "--detach", "--network", "none", IMAGE, "sleep", "60")
     try:
-        found = sorted((system.folder / "root" / "containers").glob("*/bundle/config.json"))
+        found = sorted((system.folder / "root" / "containers").glob("*/bundle/**/config.json"))
         if not found:
             raise PeerUnavailable("the bundle of a running container was not found")
         configuration: dict[str, Any] = json.loads(found[0].read_text())
+        folder = system.folder / "bundle"
+        folder.mkdir()
+        for mount in configuration["mounts"]:
+            source = Path(mount.get("source", ""))
+            if source.is_relative_to(found[0].parent):
+                mount["source"] = shutil.copy(source, folder)
     finally:
         system.call("rm", "--force", container)
-    folder = system.folder / "bundle"
     root = folder / "rootfs"
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir()
     _unpack(system.layout, root)
     configuration["root"] = {"path": "rootfs", "readonly": False}
     configuration["process"]["args"] = list(arguments)

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.bundle import write_bundle
 from benchmarks.figures import Figure, Goal
 from benchmarks.podman import open_podman
-from benchmarks.system import IMAGE, System, open_system
+from benchmarks.system import IMAGE, open_system
 from benchmarks.worker import PeerUnavailable
 
 WARM_UP = 3
@@ -92,28 +93,19 @@ def where_time_goes(rounds: int = 10) -> list[tuple[str, ...]]:
 
     Starts are measured from the start of the command line.
     """
-    with open_system() as system:
-        return _traced(system, rounds)
-
-
-def _traced(system: System, rounds: int) -> list[tuple[str, ...]]:
     starts: dict[tuple[str, str, str], list[float]] = {}
     lengths: dict[tuple[str, str, str], list[float]] = {}
     total: list[float] = []
-    folder = system.folder / "trace"
-    folder.mkdir()
-    argv = system.argv("run", "--rm", "--network", "none", IMAGE, "true")
-    for number in range(WARM_UP + rounds):
-        for old in folder.iterdir():
-            old.unlink()
-        began = time.time()
-        taken = _milliseconds(argv, {**system.environment, "CONTAINER_TRACE": str(folder)})
-        if number < WARM_UP:
-            continue
-        total.append(taken)
-        for file in folder.iterdir():
-            for line in file.read_text().splitlines():
-                span = json.loads(line)
+    with open_system(traced=True) as system:
+        argv = system.argv("run", "--rm", "--network", "none", IMAGE, "true")
+        for number in range(WARM_UP + rounds):
+            system.trace.write_bytes(b"")
+            began = time.time()
+            taken = _milliseconds(argv, system.environment)
+            if number < WARM_UP:
+                continue
+            total.append(taken)
+            for span in _spans(system.trace):
                 key = (span["process"], span["side"], span["route"])
                 starts.setdefault(key, []).append((span["started"] - began) * 1e3)
                 lengths.setdefault(key, []).append(span["seconds"] * 1e3)
@@ -121,5 +113,11 @@ def _traced(system: System, rounds: int) -> list[tuple[str, ...]]:
         (*key, f"{median(starts[key]):.1f}", f"{median(lengths[key]):.1f}")
         for key in sorted(starts, key=lambda key: median(starts[key]))
     ]
-    whole = f"{median(total):.1f}" if total else "-"
-    return [("container", "whole", "start of the process to its end", "0.0", whole), *rows]
+    return [("container", "", "whole process", "0.0", f"{median(total):.1f}"), *rows]
+
+
+def _spans(file: Path) -> list[dict[str, Any]]:
+    """Return the spans of the command line's own trace, without an earlier run's late ones."""
+    spans: list[dict[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()]
+    traces = {span["trace"] for span in spans if span["route"] == "container"}
+    return [span for span in spans if span["trace"] in traces]

@@ -28,6 +28,11 @@ class System:
     """The image as an OCI layout directory, for peers."""
     folder: Path
 
+    @property
+    def trace(self) -> Path:
+        """Where spans are written, if the system was opened with a trace."""
+        return self.folder / "trace.jsonl"
+
     def argv(self, *arguments: str) -> list[str]:
         """Return the whole command line."""
         return [self.command, *arguments]
@@ -44,8 +49,11 @@ class System:
 
 
 @contextmanager
-def open_system() -> Generator[System]:
+def open_system(*, traced: bool = False) -> Generator[System]:
     """Hold a running system that has one image, named `bench`.
+
+    Args:
+        traced: Have every process write its spans to `System.trace`.
 
     Raises:
         PeerUnavailable: it can't run here; the message says why.
@@ -63,6 +71,8 @@ def open_system() -> Generator[System]:
         write_layout(layout, name=IMAGE)
         command = str(Path(sys.executable).with_name("container"))
         system = System(command=command, environment=environment, layout=layout, folder=folder)
+        if traced:
+            environment["CONTAINER_TRACE"] = str(system.trace)
         system.call("system", "start")
         try:
             system.call("image", "load", "-i", str(layout))
