@@ -176,10 +176,11 @@ def bind(path: str | os.PathLike[str], *, mode: int = 0o600) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         _remove_stale(str(where))
-        # fchmod on the unbound socket sets the mode of the file that bind makes: no moment
-        # passes at which others could connect.
+        # fchmod on the unbound socket sets the mode of the file that bind makes, less the umask:
+        # no moment passes at which others than those of `mode` could connect.
         os.fchmod(listener.fileno(), mode)
         listener.bind(str(where))
+        os.chmod(where, mode)
         listener.listen(BACKLOG)
     except PermissionError as error:
         listener.close()
