@@ -1,0 +1,614 @@
+"""Descriptors in messages: every one that was sent is claimed or closed, on every path."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from container.ipc import (
+    Actor,
+    Contract,
+    Fd,
+    Incompatible,
+    InternalError,
+    InvalidArgument,
+    InvalidState,
+    Limits,
+    PeerGone,
+    PermissionDenied,
+    UnknownRoute,
+    connection_of,
+    users,
+)
+from container.ipc.client import connect_contract
+from container.ipc.descriptor import Ownership
+from container.ipc.peer import Peer
+from container.ipc.server import Server
+from container.ipc.transport import SocketTransport, memory_pair, socket_pair
+from container.ipc.wire.machine import Budget, Machine, State
+
+
+@attrs.frozen
+class Streams:
+    input: Fd
+    outputs: tuple[Fd, ...] = ()
+    note: bytes = b""
+
+
+class Files(Contract, name="files"):
+    @abstractmethod
+    async def read(self, source: Fd) -> bytes: ...
+
+    @abstractmethod
+    async def keep(self, streams: Streams) -> int: ...
+
+    @abstractmethod
+    async def swap(self, streams: Streams) -> Streams: ...
+
+    @abstractmethod
+    async def open(self, how: str) -> Fd: ...
+
+    @abstractmethod
+    async def hold(self, source: Fd, how: str) -> None: ...
+
+    @abstractmethod
+    async def maybe(self, source: Fd | None) -> bool: ...
+
+
+class FilesService(Actor, Files):
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+        self.mine = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self.started = trio.Event()
+
+    def close(self) -> None:
+        for fd in (*self.kept, self.mine):
+            os.close(fd)
+        self.kept.clear()
+
+    async def read(self, source: Fd) -> bytes:
+        return os.read(source.fileno(), 100)
+
+    async def keep(self, streams: Streams) -> int:
+        self.kept.append(streams.input.take())
+        self.kept.extend(fd.take() for fd in streams.outputs)
+        return len(self.kept)
+
+    async def swap(self, streams: Streams) -> Streams:
+        outputs = tuple(fd.duplicate() for fd in reversed(streams.outputs))
+        return Streams(Fd(streams.input.take()), outputs, streams.note)
+
+    async def open(self, how: str) -> Fd:
+        match how:
+            case "owned":
+                return Fd(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            case "given":
+                return Fd.give(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            case "closed":
+                fd = Fd(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+                fd.close()
+                return fd
+            case _:
+                return Fd.borrow(self.mine)
+
+    async def hold(self, source: Fd, how: str) -> None:
+        self.started.set()
+        if how == "raise":
+            raise InvalidState("not now")
+        if how == "crash":
+            raise ZeroDivisionError
+        await trio.sleep_forever()
+
+    async def maybe(self, source: Fd | None) -> bool:
+        return source is not None
+
+
+@pytest.fixture
+def files() -> Iterator[FilesService]:
+    service = FilesService()
+    yield service
+    service.close()
+
+
+def count() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def same_count() -> Iterator[None]:
+    before = count()
+    yield
+    assert count() == before
+
+
+@contextmanager
+def pipe_with(data: bytes) -> Iterator[Fd]:
+    """Hold the reading end of a pipe that has `data` in it."""
+    read, write = os.pipe()
+    os.write(write, data)
+    os.close(write)
+    with Fd(read) as fd:
+        yield fd
+
+
+# --- the matrix -----------------------------------------------------------------------------------
+
+
+async def test_single(link: Any, files: FilesService) -> None:
+    async with link(files) as proxy:
+        with same_count(), pipe_with(b"hello") as fd:
+            assert await proxy.read(fd) == b"hello"
+
+
+async def test_multiple_in_their_order(link: Any, files: FilesService) -> None:
+    async with link(files) as proxy:
+        pipes = [os.pipe() for _ in range(31)]
+        for index, (_, write) in enumerate(pipes):
+            os.write(write, bytes([index]))
+        streams = Streams(
+            Fd.give(os.open("/dev/null", os.O_RDONLY)), tuple(Fd.give(r) for r, _ in pipes)
+        )
+        assert await proxy.keep(streams) == 32
+        assert [os.read(fd, 9)[0] for fd in files.kept[1:]] == list(range(31))
+        for _, write in pipes:
+            os.close(write)
+
+
+async def test_both_ways_in_one_call(link: Any, files: FilesService) -> None:
+    async with link(files) as proxy:
+        with same_count(), pipe_with(b"one") as one, pipe_with(b"two") as two:
+            back = await proxy.swap(Streams(one, (two, one)))
+            with back.input, back.outputs[0], back.outputs[1]:
+                assert os.read(back.outputs[1].fileno(), 9) == b"two"
+                assert os.read(back.input.fileno(), 9) == b"one"
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 900_000])
+async def test_with_any_amount_of_bytes_around_them(
+    link: Any, files: FilesService, size: int
+) -> None:
+    async with link(files) as proxy:
+        with same_count(), pipe_with(b"x") as one, pipe_with(b"y") as two:
+            back = await proxy.swap(Streams(one, (two,), b"n" * size))
+            with back.input, back.outputs[0]:
+                assert len(back.note) == size
+                assert os.read(back.input.fileno(), 9) == b"x"
+
+
+async def test_off_the_loop_with_a_body_above_a_mebibyte(link: Any, files: FilesService) -> None:
+    async with link(files) as proxy:
+        with same_count(), pipe_with(b"x") as one:
+            back = await proxy.swap(Streams(one, (), b"n" * 3_000_000))
+            with back.input:
+                assert len(back.note) == 3_000_000
+                assert os.read(back.input.fileno(), 9) == b"x"
+
+
+@pytest.mark.parametrize("room", [1, 7, 64, 1000])
+async def test_in_buffers_smaller_than_the_message(files: FilesService, room: int) -> None:
+    theirs, ours = memory_pair(room)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Server((files,)).serve, theirs)
+        async with connect_contract(Files, ours) as proxy:
+            with same_count(), pipe_with(b"x") as one, pipe_with(b"y") as two:
+                back = await proxy.swap(Streams(one, (two,), b"n" * 500))
+                with back.input, back.outputs[0]:
+                    assert os.read(back.outputs[0].fileno(), 9) == b"y"
+
+
+async def test_many_at_once_each_with_its_own(link: Any, files: FilesService) -> None:
+    async with link(files) as proxy:
+        with same_count():
+
+            async def one(index: int) -> None:
+                with pipe_with(str(index).encode()) as fd:
+                    assert await proxy.read(fd) == str(index).encode()
+
+            async with trio.open_nursery() as nursery:
+                for index in range(64):
+                    nursery.start_soon(one, index)
+
+
+async def test_zero(link: Any, files: FilesService) -> None:
+    async with link(files) as proxy:
+        with same_count():
+            assert await proxy.maybe(None) is False
+            with pipe_with(b"") as fd:
+                assert await proxy.maybe(fd) is True
+
+
+async def test_too_many_for_a_frame_is_the_callers_error_and_nothing_leaves(
+    link: Any, files: FilesService
+) -> None:
+    async with link(files) as proxy:
+        with same_count(), pipe_with(b"") as fd:
+            with pytest.raises(InvalidArgument, match="33 descriptors, 32 are allowed"):
+                await proxy.keep(Streams(fd, (fd,) * 32))
+            given = [Fd.give(os.dup(fd.fileno())) for _ in range(33)]
+            with pytest.raises(InvalidArgument):
+                await proxy.keep(Streams(fd, tuple(given)))
+            assert all(each.closed for each in given)
+        assert files.kept == []
+
+
+async def test_too_many_in_a_result_is_the_handlers_error(link: Any, files: FilesService) -> None:
+    class Greedy(FilesService):
+        async def swap(self, streams: Streams) -> Streams:
+            return Streams(Fd.borrow(self.mine), tuple(Fd(os.dup(self.mine)) for _ in range(40)))
+
+    greedy = Greedy()
+    async with link(greedy) as proxy:
+        with same_count(), pipe_with(b"") as fd, pytest.raises(InvalidArgument):
+            await proxy.swap(Streams(fd))
+    greedy.close()
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_not_enabled_before_the_hello_was_admitted(
+    files: FilesService, accepted: bool
+) -> None:
+    """With its hello a stranger can't make us hold descriptors."""
+    before = count()
+    ours, theirs = socket_pair()
+    hello = Machine(Limits(), Budget(1)).hello({}, "raw", "0")
+    transport = SocketTransport(ours, accepted=accepted)
+    with theirs, pipe_with(b"") as fd:
+        rights = array.array("i", [fd.fileno()] * 5)
+        try:
+            theirs.sendmsg([hello], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except PermissionError:  # a kernel that has SO_PASSRIGHTS
+            assert accepted
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Server((files,)).serve, transport)
+            await trio.testing.wait_all_tasks_blocked()
+            assert count() <= before + 3  # the two ends of the pair, and of the pipe
+            nursery.cancel_scope.cancel()
+    assert count() == before
+
+
+# --- every path -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("how", "kind"), [("raise", InvalidState), ("crash", InternalError)])
+async def test_they_close_when_the_handler_raises(
+    link: Any, files: FilesService, how: str, kind: type[Exception]
+) -> None:
+    async with link(files) as proxy:
+        with same_count(), pipe_with(b"") as fd, pytest.raises(kind):
+            await proxy.hold(fd, how)
+
+
+async def test_they_close_when_the_route_is_unknown_or_refused(
+    raw_peer: Any, files: FilesService
+) -> None:
+    def policy(peer: Peer, route: str | None) -> bool:
+        return route != "files/hold"
+
+    ours, raw = raw_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Server((files,), policy).serve, ours)
+        await raw.greet_as_client()
+        for route in ("files/hold", "files/nothing", "other/read"):
+            with same_count(), pipe_with(b"") as fd:
+                body = msgspec.msgpack.encode((route, None, 10**9, None, {}))
+                raw.send(raw.machine.call(body, 3)[1], [fd.fileno()] * 3)
+                await raw.next()
+        nursery.cancel_scope.cancel()
+    raw.transport.close()
+
+
+async def test_they_close_when_the_caller_is_cancelled_at_any_step(
+    link: Any, files: FilesService
+) -> None:
+    async with link(files) as proxy:
+        for steps in range(25):
+            with same_count(), pipe_with(b"") as fd:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(proxy.hold, fd, "for ever")
+                    for _ in range(steps):
+                        await trio.lowlevel.checkpoint()
+                    nursery.cancel_scope.cancel()
+
+
+async def test_they_close_when_a_result_crosses_the_cancellation_at_any_step(
+    link: Any, files: FilesService
+) -> None:
+    async with link(files) as proxy:
+        connection = connection_of(proxy)
+        for steps in range(25):
+            with same_count():
+                got: list[Fd] = []
+
+                async def call(got: list[Fd] = got) -> None:
+                    got.append(await proxy.open("owned"))
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(call)
+                    for _ in range(steps):
+                        await trio.lowlevel.checkpoint()
+                    nursery.cancel_scope.cancel()
+                for fd in got:
+                    fd.close()
+                await trio.testing.wait_all_tasks_blocked()
+        statistics = connection.statistics()
+        assert statistics.descriptors_received == statistics.descriptors_delivered
+
+
+async def test_they_close_when_the_peer_ends_in_the_middle(
+    raw_peer: Any, files: FilesService
+) -> None:
+    before = count()
+    ours, raw = raw_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Server((files,)).serve, ours)
+        await raw.greet_as_client()
+        with pipe_with(b"") as fd:
+            body = msgspec.msgpack.encode(
+                ("files/hold", None, 10**9, None, {"how": "", "source": None})
+            )
+            data = raw.machine.call(body, 5)[1]
+            raw.send(data[:-1], [fd.fileno()] * 5)
+            await trio.testing.wait_all_tasks_blocked()
+        raw.transport.close()
+    assert count() == before
+
+
+async def test_they_close_when_the_peer_is_killed(files: FilesService) -> None:
+    program = (
+        "import array, os, socket, sys\n"
+        "s = socket.socket(fileno=int(sys.argv[1]))\n"
+        "hello, call = map(bytes.fromhex, sys.argv[2:])\n"
+        "s.send(hello); s.recv(4096)\n"
+        "pipe = os.pipe()\n"
+        "rights = array.array('i', [pipe[0]] * 4)\n"
+        "s.sendmsg([call], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    machine = Machine(Limits(), Budget(1))
+    hello = machine.hello({}, "raw", "0")
+    machine.state = State.OPEN
+    arguments = {"how": "for ever", "source": msgspec.msgpack.Ext(2, b"\x00")}
+    body = msgspec.msgpack.encode(("files/hold", None, 10**9, None, arguments))
+    before = count()
+    ours, theirs = socket_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Server((files,)).serve, SocketTransport(ours))
+        command = [sys.executable, "-I", "-S", "-c", program, str(theirs.fileno())]
+        child = await trio.lowlevel.open_process(
+            [*command, hello.hex(), machine.call(body, 4)[1].hex()], pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+        with trio.fail_after(30):
+            assert await child.wait() == -9
+    assert count() == before
+
+
+async def test_they_close_when_a_reply_cannot_be_decoded(raw_peer: Any) -> None:
+    ours, raw = raw_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(raw.greet_as_server, Files)
+        async with connect_contract(Files, ours) as proxy:
+
+            async def play(value: Any, number: int) -> None:
+                call = await raw.next()
+                with pipe_with(b"") as fd:
+                    reply = raw.machine.reply(call.id, msgspec.msgpack.encode((value,)), number)
+                    raw.send(reply, [fd.fileno()] * number)
+
+            zero = msgspec.msgpack.Ext(2, b"\x00")
+            for value, number in (("text", 3), (msgspec.msgpack.Ext(2, b"\x05"), 2)):
+                with same_count():
+                    nursery.start_soon(play, value, number)
+                    with pytest.raises(Incompatible):
+                        await proxy.open("x")
+            # More came than the value names: the rest is closed.
+            before = count()
+            nursery.start_soon(play, zero, 3)
+            with await proxy.open("x"):
+                assert count() == before + 1
+    raw.transport.close()
+
+
+async def test_they_close_when_arguments_name_one_twice_or_none(
+    raw_peer: Any, files: FilesService
+) -> None:
+    ours, raw = raw_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Server((files,)).serve, ours)
+        await raw.greet_as_client()
+        zero = msgspec.msgpack.Ext(2, b"\x00")
+        for streams in (
+            {"input": zero, "outputs": [zero]},
+            {"input": msgspec.msgpack.Ext(2, b"\x09")},
+            {"input": 0},
+            {"input": zero, "outputs": "no"},
+        ):
+            with same_count(), pipe_with(b"") as fd:
+                body = msgspec.msgpack.encode(
+                    ("files/keep", None, 10**9, None, {"streams": streams})
+                )
+                raw.send(raw.machine.call(body, 2)[1], [fd.fileno()] * 2)
+                error = await raw.next()
+                assert error.error["code"] == "invalid-argument"
+        nursery.cancel_scope.cancel()
+    raw.transport.close()
+    assert files.kept == []
+
+
+async def test_given_ones_close_when_the_call_is_withdrawn_or_the_connection_is_lost(
+    raw_peer: Any,
+) -> None:
+    ours, raw = raw_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(raw.greet_as_server, Files)
+        async with connect_contract(Files, ours) as proxy:
+            before = count()
+
+            async def call(note: bytes) -> None:
+                null = Fd.give(os.open("/dev/null", os.O_RDONLY))
+                with pytest.raises(PeerGone):
+                    await proxy.keep(Streams(null, (), note))
+
+            async with trio.open_nursery() as calls:
+                calls.start_soon(call, b"x" * 900_000)
+                await trio.testing.wait_all_tasks_blocked()
+                scope = trio.CancelScope()
+                with scope:
+                    async with trio.open_nursery() as withdrawn:
+                        withdrawn.start_soon(call, b"")
+                        await trio.testing.wait_all_tasks_blocked()
+                        withdrawn.cancel_scope.cancel()
+                calls.start_soon(call, b"")
+                await trio.testing.wait_all_tasks_blocked()
+                raw.transport.close()
+            assert count() <= before  # the raw end, on a socket, is closed as well
+
+
+# --- ownership ------------------------------------------------------------------------------------
+
+
+async def test_an_owned_argument_stays_open_here_and_a_given_one_closes(
+    link: Any, files: FilesService
+) -> None:
+    async with link(files) as proxy:
+        with pipe_with(b"ab") as fd:
+            assert await proxy.read(fd) == b"ab"
+            assert fd.ownership is Ownership.OWNED
+            given = Fd.give(os.dup(fd.fileno()))
+            number = given.fileno()
+            assert await proxy.read(given) == b""
+            assert given.closed
+            with pytest.raises(OSError):
+                os.fstat(number)
+            with pytest.raises(InvalidArgument, match="was closed or taken"):
+                await proxy.read(given)
+
+
+async def test_a_borrowed_argument_stays_its_owners(link: Any, files: FilesService) -> None:
+    async with link(files) as proxy:
+        borrowed = Fd.borrow(files.mine)
+        assert await proxy.read(borrowed) == b""
+        assert borrowed.ownership is Ownership.BORROWED
+        os.fstat(files.mine)
+
+
+@pytest.mark.parametrize("how", ["owned", "given", "borrowed"])
+async def test_a_result_belongs_to_its_receiver_and_a_borrowed_one_stays_here_too(
+    link: Any, files: FilesService, how: str
+) -> None:
+    async with link(files) as proxy:
+        with same_count():
+            with await proxy.open(how) as fd:
+                assert fd.ownership is Ownership.OWNED
+                assert os.path.samestat(os.fstat(fd.fileno()), os.stat("/dev/null"))
+        os.fstat(files.mine)
+
+
+async def test_a_result_that_was_closed_already_is_a_bug_of_the_handler(
+    link: Any, files: FilesService
+) -> None:
+    async with link(files) as proxy:
+        with same_count(), pytest.raises(InternalError):
+            await proxy.open("closed")
+
+
+async def test_a_taken_argument_outlives_its_call_and_is_closed_on_exec(
+    link: Any, files: FilesService
+) -> None:
+    async with link(files) as proxy:
+        with pipe_with(b"later") as fd:
+            await proxy.keep(Streams(fd))
+    (kept,) = files.kept
+    assert os.read(kept, 9) == b"later"
+    assert fcntl.fcntl(kept, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+
+
+async def test_a_result_is_closed_on_exec(link: Any, files: FilesService) -> None:
+    async with link(files) as proxy:
+        with await proxy.open("owned") as fd:
+            assert fcntl.fcntl(fd.fileno(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+
+
+async def test_an_argument_passed_on_to_a_third_service_arrives_there(
+    link: Any, files: FilesService
+) -> None:
+    class Relay(FilesService):
+        def __init__(self, inner: Files) -> None:
+            super().__init__()
+            self.inner = inner
+
+        async def read(self, source: Fd) -> bytes:
+            return await self.inner.read(source)
+
+    async with link(files) as inner:
+        relay = Relay(inner)
+        async with link(relay) as proxy:
+            with same_count(), pipe_with(b"over two hops") as fd:
+                assert await proxy.read(fd) == b"over two hops"
+        relay.close()
+
+
+async def test_a_stranger_is_told_no_and_its_descriptors_close(
+    link: Any, files: FilesService
+) -> None:
+    with same_count(), pytest.raises(PermissionDenied):
+        async with link(files, policy=users([])):
+            raise AssertionError("it was admitted")
+
+
+async def test_an_unknown_route_closes_them_for_a_newer_client(link: Any) -> None:
+    class Older(Contract, name="files"):
+        @abstractmethod
+        async def hold(self, source: Fd, how: str) -> None: ...
+
+    class OlderService(Actor, Older):
+        async def hold(self, source: Fd, how: str) -> None: ...
+
+    theirs, ours = memory_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Server((OlderService(),)).serve, theirs)
+        async with connect_contract(Files, ours) as proxy:
+            with same_count(), pipe_with(b"") as fd, pytest.raises(UnknownRoute):
+                await proxy.read(fd)
+
+
+# --- Fd by itself ---------------------------------------------------------------------------------
+
+
+def test_an_fd_that_nobody_closed_warns_and_closes() -> None:
+    number = os.open("/dev/null", os.O_RDONLY)
+    fd = Fd(number)
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del fd
+    with pytest.raises(OSError):
+        os.fstat(number)
+
+
+def test_taking_from_a_borrowed_fd_duplicates() -> None:
+    with open("/dev/null") as file:
+        taken = Fd.borrow(file).take()
+        assert taken != file.fileno()
+        os.close(taken)
+        os.fstat(file.fileno())
+
+
+def test_closing_twice_does_nothing_and_a_negative_number_is_no_descriptor() -> None:
+    fd = Fd(os.open("/dev/null", os.O_RDONLY))
+    fd.close()
+    fd.close()
+    assert "released" in repr(fd)
+    with pytest.raises(ValueError, match="no descriptor"):
+        Fd(-1)
