@@ -31,6 +31,7 @@ from container.ipc.wirevalues import (
     WireEndpoint,
     WrongType,
     brief,
+    uuid_out,
     word,
 )
 
@@ -77,7 +78,15 @@ def _descriptor(value: Any, _: Any) -> Fd:
     return value.claim()
 
 
+def _uuid_out(value: uuid.UUID) -> object:
+    if not isinstance(value, uuid.UUID):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise WrongType("uuid", value)
+    return uuid_out(value)
+
+
 def _datetime_out(value: datetime) -> datetime:
+    if not isinstance(value, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise WrongType("datetime", value)
     if value.tzinfo is None:
         raise ValueError(f"{value} has no time zone")
     return value.astimezone(UTC)
@@ -162,7 +171,9 @@ def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
 
     for kind in (str, bytes, bool, int, datetime, uuid.UUID):
         converter.register_structure_hook(kind, _make(kind, SCALARS[kind]))
-        converter.register_unstructure_hook(kind, _datetime_out if kind is datetime else _identity)
+        converter.register_unstructure_hook(kind, _identity)
+    converter.register_unstructure_hook(datetime, _datetime_out)
+    converter.register_unstructure_hook(uuid.UUID, _uuid_out)
     converter.register_structure_hook(float, _float)
     converter.register_unstructure_hook(float, _identity)
     converter.register_structure_hook(Fd, _descriptor)

@@ -63,27 +63,40 @@ def word(annotation: Any) -> str:
     return SCALARS.get(annotation) or str(getattr(annotation, "__name__", annotation))
 
 
-@define(slots=True, eq=False)
 class WireDescriptor:
-    """A descriptor as a wire value: whoever wants it as an `Fd` claims it."""
+    """A descriptor as a wire value: whoever wants it as an `Fd` claims it.
 
-    incoming: Incoming
-    index: int
+    No attrs class, nor is `WireEndpoint`: msgspec would encode one as a dictionary, without asking.
+    """
+
+    __slots__ = ("incoming", "index")
+
+    def __init__(self, incoming: Incoming, index: int) -> None:
+        self.incoming = incoming
+        self.index = index
+
+    @property
+    def fd(self) -> Fd:
+        """The descriptor; still its message's."""
+        return self.incoming.descriptors[self.index]
 
     def claim(self) -> Fd:
         """Return it; from now on it is no longer closed as unclaimed."""
         self.incoming.claimed.add(self.index)
-        return self.incoming.descriptors[self.index]
+        return self.fd
 
 
-@define(slots=True, eq=False)
 class WireEndpoint:
     """An endpoint as a wire value."""
 
-    descriptor: WireDescriptor
-    contract: str
+    __slots__ = ("contract", "descriptor")
+
+    def __init__(self, descriptor: WireDescriptor, contract: str) -> None:
+        self.descriptor = descriptor
+        self.contract = contract
 
 
+SCALARS[memoryview] = "bytes"
 SCALARS[WireDescriptor] = "descriptor"
 SCALARS[WireEndpoint] = "endpoint"
 _decode_index = msgspec.msgpack.Decoder(int).decode
@@ -135,6 +148,11 @@ class Incoming:
         raise ValueError(f"unknown extension type {code}")
 
 
+def uuid_out(value: uuid.UUID) -> msgspec.msgpack.Ext:
+    """Return a UUID as a wire value. Not a hook: msgspec by itself makes a string of it."""
+    return msgspec.msgpack.Ext(EXTENSION_UUID, value.bytes)
+
+
 @define(slots=True)
 class Outgoing:
     """The descriptors of one message to be sent."""
@@ -155,8 +173,13 @@ class Outgoing:
         if isinstance(value, Fd):
             index = msgspec.msgpack.encode(self._add(value))
             return msgspec.msgpack.Ext(EXTENSION_DESCRIPTOR, index)
-        if isinstance(value, uuid.UUID):
-            return msgspec.msgpack.Ext(EXTENSION_UUID, value.bytes)
+        if isinstance(value, WireDescriptor):
+            # Passed on as it came, by a message that was not taken apart.
+            return self.hook(value.fd)
+        if isinstance(value, WireEndpoint):
+            body = (self._add(value.descriptor.fd), value.contract)
+            self.endpoints.append(value.descriptor.fd)
+            return msgspec.msgpack.Ext(EXTENSION_ENDPOINT, msgspec.msgpack.encode(body))
         if isinstance(value, Endpoint):
             endpoint = cast("Endpoint[Contract]", value)
             if any(endpoint.fd is fd for fd in self.descriptors):
