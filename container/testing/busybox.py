@@ -52,7 +52,8 @@ class Entry:
 
     path: str
     content: bytes = b""
-    mode: int = 0o644
+    mode: int | None = None
+    """None is 0755 for a folder, 0644 for all else."""
     kind: bytes = tarfile.REGTYPE
     """A type of the `tarfile` module: `REGTYPE`, `DIRTYPE`, `SYMTYPE`, `LNKTYPE`, `CHRTYPE`, ..."""
     target: str = ""
@@ -111,7 +112,8 @@ def layer_tar(entries: Iterable[Entry]) -> bytes:
         for entry in entries:
             member = tarfile.TarInfo(entry.path)
             member.type = entry.kind
-            member.mode = entry.mode
+            plain = 0o755 if entry.kind == tarfile.DIRTYPE else 0o644
+            member.mode = plain if entry.mode is None else entry.mode
             member.uid, member.gid = entry.uid, entry.gid
             member.mtime = entry.modified
             member.linkname = entry.target
