@@ -54,7 +54,7 @@ class ContainerOptions:
     mounts: tuple[Mount, ...] = ()
     resources: Resources = field(factory=Resources)
     network: Network = "none"
-    labels: dict[str, str] = field(factory=dict)
+    labels: dict[str, str] = field(factory=dict[str, str])
     hostname: str | None = None
     runtime: str | None = None
     stop_signal: str | None = None
@@ -111,7 +111,8 @@ class WaitCondition(enum.Enum):
 
 
 class Containers(Contract, name="containers", version=1):
-    """All containers of one root. `container` arguments take a name, an id, or a unique id prefix."""
+    """All containers of one root. `container` arguments take a name, an id, or a unique id
+    prefix."""
 
     @abstractmethod
     async def create(self, options: ContainerOptions) -> Container:
@@ -129,7 +130,8 @@ class Containers(Contract, name="containers", version=1):
         """Start the container's helper and create its first process.
 
         Returns:
-            An endpoint limited to start, wait, resize, kill; it goes straight to the runtime helper,
+            An endpoint limited to start, wait, resize, kill; it goes straight to the runtime
+            helper,
             so whoever holds it does not need this server any more.
         """
         ...
@@ -138,7 +140,8 @@ class Containers(Contract, name="containers", version=1):
     async def create_process(
         self, container: str, process: str, spec: ProcessSpec, stdio: Stdio
     ) -> Endpoint[Sandbox]:
-        """Prepare a further process (`exec`) under the caller's id `process`. Returns as `bootstrap` does.
+        """Prepare a further process (`exec`) under the caller's id `process`. Returns as
+        `bootstrap` does.
 
         Empty fields of `spec` (environment, working directory, user) are taken from the container.
         """

@@ -34,7 +34,7 @@ class ImageConfig:
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     working_directory: str = ""
-    labels: dict[str, str] = field(factory=dict)
+    labels: dict[str, str] = field(factory=dict[str, str])
     stop_signal: str | None = None
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
@@ -45,7 +45,8 @@ class ImageSummary:
     """One reference in the store: a row of `image list`."""
 
     reference: str
-    """Normalised: `docker.io/library/alpine:3.20`, or `localhost/demo:latest` for what was loaded by a bare name."""
+    """Normalised: `docker.io/library/alpine:3.20`, or `localhost/demo:latest` for what was loaded
+    by a bare name."""
     name: str
     """As shown: the reference without default registry, `library/` and tag."""
     tag: str
@@ -85,7 +86,8 @@ class Image:
 
 @frozen
 class Snapshot:
-    """An image unpacked: directories to use as the lower layers of an overlay. Never write to them."""
+    """An image unpacked: directories to use as the lower layers of an overlay. Never write to
+    them."""
 
     image: Image
     layers: tuple[str, ...]
@@ -111,7 +113,8 @@ class DeletedImage:
 
 
 class Images(Contract, name="images", version=1):
-    """References, blobs and snapshots. A reference argument may be short (`demo`), tagged, by digest
+    """References, blobs and snapshots. A reference argument may be short (`demo`), tagged, by
+    digest
     (`demo@sha256:...`), or a unique prefix of a digest of at least 7 hex digits."""
 
     @abstractmethod
@@ -173,7 +176,8 @@ class Images(Contract, name="images", version=1):
 
         Raises:
             NotFound: no such reference.
-            InvalidState: containers use it (named) and `force` is not set. With `force` the reference
+            InvalidState: containers use it (named) and `force` is not set. With `force` the
+            reference
                 goes and the snapshot stays until its last holder releases it.
         """
         ...

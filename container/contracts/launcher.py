@@ -26,14 +26,16 @@ class ServiceUnit:
     name: str
     """`apiserver`, `images`, `runtime.<container id>`."""
     command: tuple[str, ...]
-    """argv of a program of its own (systemd's `ExecStart=`); used when `entry` is None, or asked for."""
+    """argv of a program of its own (systemd's `ExecStart=`); used when `entry` is None, or asked
+    for."""
     entry: str | None = None
-    """`package.module:function` of a service of ours: forked from the preloaded zygote with `command[1:]`
+    """`package.module:function` of a service of ours: forked from the preloaded zygote with
+    `command[1:]`
     as its arguments."""
     description: str = ""
     listen: str | None = None
     """Socket path relative to the run directory; None: no socket, started at once."""
-    environment: dict[str, str] = field(factory=dict)
+    environment: dict[str, str] = field(factory=dict[str, str])
     restart: Restart = Restart.ON_FAILURE
     restart_delay: float = 0.1
     """Seconds before the first restart; doubles each time, up to 10 s."""
@@ -94,7 +96,8 @@ class Launcher(Contract, name="launcher", version=1):
 
     @abstractmethod
     async def register(self, unit: ServiceUnit) -> str:
-        """Bind the unit's socket and start it on its first connection; return the socket's absolute path.
+        """Bind the unit's socket and start it on its first connection; return the socket's
+        absolute path.
 
         Idempotent for an equal unit.
 
@@ -116,12 +119,14 @@ class Launcher(Contract, name="launcher", version=1):
 
     @abstractmethod
     async def stop(self, name: str) -> ServiceStatus:
-        """Stop a service: SIGTERM, its stop timeout, SIGKILL. Its socket stays and starts it again."""
+        """Stop a service: SIGTERM, its stop timeout, SIGKILL. Its socket stays and starts it
+        again."""
         ...
 
     @abstractmethod
     async def adopt(self, unit: ServiceUnit, socket: Fd) -> None:
-        """Register the caller, a service that outlived the previous launcher, with its listening socket."""
+        """Register the caller, a service that outlived the previous launcher, with its listening
+        socket."""
         ...
 
     @abstractmethod

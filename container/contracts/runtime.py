@@ -32,7 +32,8 @@ class Stdio:
     """The descriptors of one process, from its caller.
 
     A descriptor that is given is handed to the container's process as it is. None means: for stdin
-    `/dev/null` (with a terminal, `terminal_input` instead), for stdout and stderr the container's log
+    `/dev/null` (with a terminal, `terminal_input` instead), for stdout and stderr the container's
+    log
     (`init`) or `/dev/null` (other processes).
     """
 
@@ -51,7 +52,8 @@ class ProcessSpec:
     """`NAME=value` each, complete."""
     working_directory: str = "/"
     user: str = ""
-    """`name[:group]` or `uid[:gid]`, resolved in the container's own passwd and group; empty is root."""
+    """`name[:group]` or `uid[:gid]`, resolved in the container's own passwd and group; empty is
+    root."""
     terminal: bool = False
     terminal_size: TerminalSize | None = None
     keep_input: bool = False
@@ -115,7 +117,7 @@ class SandboxSpec:
     """`runc`, `crun`, or a path; None takes the first that is there."""
     keep_log: bool = True
     """False only for a foreground container that is removed at its end."""
-    labels: dict[str, str] = field(factory=dict)
+    labels: dict[str, str] = field(factory=dict[str, str])
 
 
 @frozen
@@ -221,13 +223,15 @@ class Sandbox(Contract, name="sandbox", version=1):
 
     @abstractmethod
     async def bootstrap(self, spec: SandboxSpec, stdio: Stdio) -> None:
-        """Mount the root, write the bundle, create the container: its first process waits to be started.
+        """Mount the root, write the bundle, create the container: its first process waits to be
+        started.
 
         All or nothing: on failure or cancellation mounts, cgroups and files are gone.
 
         Raises:
             InvalidState: already bootstrapped.
-            NotFound: a bind source, the user, or the command is not there (`details["exit_status"]` 127
+            NotFound: a bind source, the user, or the command is not there
+            (`details["exit_status"]` 127
                 for a command).
             InvalidArgument: a limit or an option is refused.
             Unsupported: no OCI runtime is installed; the hint says what to install.
@@ -271,7 +275,8 @@ class Sandbox(Contract, name="sandbox", version=1):
 
     @abstractmethod
     async def wait(self, process: str) -> ExitStatus:
-        """Return how a process ended, once it has and its output is in the log. Has no deadline of its own."""
+        """Return how a process ended, once it has and its output is in the log. Has no deadline of
+        its own."""
         ...
 
     @abstractmethod

@@ -1,7 +1,8 @@
 """Atomic JSON documents: what is on disk is complete or absent.
 
 A write goes to a temporary file in the same folder, is synced, renamed over the old one, and the
-folder is synced: what was acknowledged survives power loss. A document that can't be read is an error
+folder is synced: what was acknowledged survives power loss. A document that can't be read is an
+error
 that names its path; it is never deleted.
 """
 
@@ -75,7 +76,8 @@ class Documents:
             schema = body["schema"]
             if schema > self._schema:
                 raise DataLoss(
-                    f"{path} was written by a newer version (schema {schema}, known {self._schema})",
+                    f"{path} was written by a newer version "
+                    f"(schema {schema}, known {self._schema})",
                     hint="use the newer version of container, or move the file away",
                 )
             return self._converter.structure(body["value"], kind)

@@ -49,7 +49,8 @@ class Paths:
 
     @property
     def containers(self) -> Path:
-        """One folder per container: `container.json` of the API server, `bundle/` and `log/` of its helper."""
+        """One folder per container: `container.json` of the API server, `bundle/` and `log/` of
+        its helper."""
         return self.root / "containers"
 
     @property
