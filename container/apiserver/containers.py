@@ -236,12 +236,15 @@ class ContainersService(Actor, Containers):
                 or container_id in self._broken
             ):
                 continue
+            known = self._records.get(container_id)
+            if known is not None:
+                await known.settled.wait()
             async with self.exclusive(container_id):
                 record = self._records.get(container_id)
                 in_the_making = record is None and container_id in self._names.values()
                 if container_id in self._warm or in_the_making:
                     continue
-                if record is None or (record.run is None and record.settled.is_set()):
+                if record is None or record.run is None:
                     await self._quietly(self._end_stray(container_id))
 
     async def _end_stray(self, container_id: str) -> None:
@@ -535,9 +538,13 @@ class ContainersService(Actor, Containers):
             run.scope.cancel()
             record.run = None
         if run is not None or warm or self._sandboxes.connected(container_id):
-            await self._sandboxes.shut_down(container_id, thorough=run is not None)
-        # The layers are given up only now: the helper had them mounted.
-        await self._images(lambda images: images.release(container_id))
+            await self._sandboxes.end(container_id, thorough=run is not None)
+        # The layers are given up only now: the helper had them mounted. The unit is removed even if
+        # there should be none: an earlier removal may have got so far.
+        await together(
+            lambda: self._images(lambda images: images.release(container_id)),
+            lambda: self._sandboxes.discard(container_id),
+        )
         durable = not record.container.auto_remove
         await self._in_thread(partial(self._store.remove, durable=durable), container_id)
         ended = (run.exit if run is not None else None) or record.container.exit

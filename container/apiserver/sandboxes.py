@@ -204,6 +204,12 @@ class Sandboxes(Actor):
         Raises:
             ContainerError: a fresh helper could not do it either; the unit stays, to try again.
         """
+        await self.end(container_id, thorough=thorough)
+        await self.discard(container_id)
+
+    async def end(self, container_id: str, *, thorough: bool) -> None:
+        """Do the first half of `shut_down`: all that the container had is gone, its unit is
+        left."""
         done = await self._ask_to_end(container_id)
         if not done and thorough:
             await self._remove_unit(container_id)
@@ -216,7 +222,6 @@ class Sandboxes(Actor):
                     f"the runtime helper of container {container_id} does not end it",
                     hint="its log is in the logs folder",
                 ) from error
-        await self.discard(container_id)
 
     async def discard(self, container_id: str) -> None:
         """Close the connection and remove the helper's unit; the launcher ends what is left of
@@ -225,9 +230,10 @@ class Sandboxes(Actor):
             connection = self._connections.pop(container_id, None)
             if connection is not None:
                 connection.dropped.set()
+            await self._remove_unit(container_id)
+            if connection is not None:
                 with trio.move_on_after(self._timeouts.question):
                     await connection.closed.wait()
-            await self._remove_unit(container_id)
 
     async def _ask_to_end(self, container_id: str) -> bool:
         connection = self._connections.get(container_id)
