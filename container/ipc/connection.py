@@ -20,7 +20,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import outcome
@@ -29,7 +29,7 @@ from attrs import define, frozen
 
 from container.ipc import context, tracing, wire_errors
 from container.ipc.codec import Incoming, Outgoing, RouteCodec, encode
-from container.ipc.errors import Fate, Incompatible, Overloaded, PeerGone
+from container.ipc.errors import ContainerError, Fate, Incompatible, Overloaded, PeerGone
 from container.ipc.handling import Handler, Handlers, check_size
 from container.ipc.judging import Judge
 from container.ipc.liveness import Liveness
@@ -238,6 +238,7 @@ class Connection:
         Returns:
             The reply, not decoded; its descriptors belong to the caller, at once.
         """
+        encoded = False
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             while not self.lost and self._full():
@@ -247,10 +248,15 @@ class Connection:
             grace = context.grace_of_task(self._limits.grace_seconds)
             remaining = trio.current_effective_deadline() - trio.current_time()
             timeout = None if math.isinf(remaining) else math.ceil(max(remaining, 0) * 1e9)
+            encoded = True
             payload = encode((route, timeout, int(grace * 1e9), trace, values), outgoing, route)
             check_size(route, payload, outgoing, self._machine)
             return await self._exchange(route, payload, outgoing.filenos(), grace)
         finally:
+            if not encoded:
+                # What was given away is closed however the call ends: encoding finds it.
+                with suppress(ContainerError):
+                    encode(values, outgoing, route)
             outgoing.sent(result=False)
 
     async def _decode(self, codec: RouteCodec, event: ReplyReceived, incoming: Incoming) -> Any:
