@@ -44,9 +44,7 @@ FOREIGN = {
 
 
 def allowed(rules: list[dict[str, Any]]) -> set[str]:
-    return {
-        name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]
-    }
+    return {name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
 
 
 def applies(rule: dict[str, Any]) -> bool:
