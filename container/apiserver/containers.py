@@ -160,10 +160,10 @@ class ContainersService(Actor, Containers):
         adopted."""
         await super().__aenter__()
         for record in tuple(self._records.values()):
-            self.nursery.start_soon(self._adopt, record)
+            self._in_background(self._adopt, record)
         for container_id in self._unfinished:
-            self.nursery.start_soon(self._sweep, container_id)
-        self.nursery.start_soon(self._end_strays)
+            self._in_background(self._sweep, container_id)
+        self._in_background(self._end_strays)
         return self
 
     async def _adopt(self, record: Record) -> None:
@@ -174,7 +174,7 @@ class ContainersService(Actor, Containers):
                 ran = container.status is ContainerStatus.RUNNING
                 if not ran:
                     if container.auto_remove:
-                        self.nursery.start_soon(self._expire, record, container.created_at)
+                        self._in_background(self._expire, record, container.created_at)
                     return
                 with trio.move_on_after(self._timeouts.connect):
                     # Without a socket the helper is dead; a fresh one looks for what it left
@@ -296,7 +296,7 @@ class ContainersService(Actor, Containers):
         record.settled.set()
         self._insert(record)
         if container.auto_remove:
-            self.nursery.start_soon(self._expire, record, container.created_at)
+            self._in_background(self._expire, record, container.created_at)
         return container
 
     async def _image(self, options: ContainerOptions) -> Image:
@@ -346,7 +346,7 @@ class ContainersService(Actor, Containers):
         """Start the helper while the caller's next step is on its way: `run` bootstraps at once."""
         if len(self._warm) < WARM_HELPERS:
             self._warm.add(container_id)
-            self.nursery.start_soon(self._keep_warm, container_id)
+            self._in_background(self._keep_warm, container_id)
 
     async def _keep_warm(self, container_id: str) -> None:
         if container_id not in self._warm:
@@ -480,7 +480,7 @@ class ContainersService(Actor, Containers):
     def _begin(self, record: Record) -> None:
         run = record.run = Run()
         record.claimed.set()
-        self.nursery.start_soon(self._attend, record, run)
+        self._in_background(self._attend, record, run)
 
     async def _attend(self, record: Record, run: Run) -> None:
         """Wait for the end of a run, record it, and clean up after it."""
@@ -774,6 +774,17 @@ class ContainersService(Actor, Containers):
         if scope.cancelled_caught:
             _log.error("the clean-up of container %s took too long and was given up", container_id)
             raise DeadlineExceeded(f"the clean-up of container {container_id} took too long")
+
+    def _in_background(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Run a task of this actor. A bug in it is logged, and costs no other container."""
+
+        async def guarded() -> None:
+            try:
+                await function(*arguments)
+            except Exception:
+                _log.exception("%s%s failed", function.__name__, arguments)
+
+        self.nursery.start_soon(guarded, name=function.__name__)
 
     async def _quietly(self, step: Awaitable[object]) -> None:
         """Do one step of a clean-up: its failure is logged and does not hide what led to it."""
