@@ -134,7 +134,7 @@ trio.run(main)
     assert owner.stdout is not None
     run, root, container_id = owner.stdout.readline().decode().split()
     machine = Machine(Path(root), {"CONTAINER_RUN": run, "CONTAINER_ROOT": root})
-    assert any("sleep" in command or "runtime" in command for command in machine.census().processes)
+    assert len(machine.census().processes) >= 4  # launcher, zygote, API server, images, helper
     owner.kill()
     owner.wait()
     owner.stdout.close()
