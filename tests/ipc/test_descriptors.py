@@ -477,6 +477,20 @@ async def test_given_ones_close_when_the_call_is_withdrawn_or_the_connection_is_
             assert count() <= before  # the raw end, on a socket, is closed as well
 
 
+async def test_given_ones_close_when_nothing_is_sent_at_all(raw_peer: Any) -> None:
+    ours, raw = raw_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(raw.greet_as_server, Files)
+        async with connect_contract(Files, ours) as proxy:
+            with same_count(), trio.CancelScope() as scope:
+                scope.cancel()
+                await proxy.read(Fd.give(os.open("/dev/null", os.O_RDONLY)))
+            raw.transport.close()
+            await connection_of(proxy).wait_lost()
+            with same_count(), pytest.raises(PeerGone):
+                await proxy.keep(Streams(Fd.give(os.open("/dev/null", os.O_RDONLY))))
+
+
 # --- ownership ------------------------------------------------------------------------------------
 
 
