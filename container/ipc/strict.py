@@ -341,12 +341,14 @@ def reason(error: BaseException, path: str = "") -> str:
                 path += f".{name}" if path and name else name
         else:
             break
-    text = str(error)
     if isinstance(error, ForbiddenExtraKeysError):
+        # Not `str(error)`: a hostile field name need not be text.
         names = sorted(brief(name) for name in error.extra_fields)
         text = f"unknown field {', '.join(names[:8])}"
     elif isinstance(error, KeyError):
         text = "missing"
     elif isinstance(error, RecursionError):
         text = "nested too deeply"
+    else:
+        text = str(error)
     return f"{path}: {text}" if path else text
