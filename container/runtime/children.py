@@ -87,22 +87,29 @@ def reap_group(group: int) -> bool:
             return False
 
 
-def reap_half_made(known: Collection[int]) -> None:
-    """Reap ended children that runc had begun to turn into a container's process.
+def reap_half_made(known: Collection[int]) -> bool:
+    """Reap ended children that an OCI runtime had begun to turn into a container's process.
 
-    Such a one has left its process group, and is told by the name that runc gives it until it runs
-    the container's command.
+    Such a one has left its process group, and is told by the OCI runtime's name, which it bears
+    until it runs the container's command.
 
     Args:
         known: Processes whose status somebody still wants.
+
+    Returns:
+        Whether there are others that still live.
     """
+    alive = False
     for pid in _children():
-        if pid in known or not _is_half_made(pid):
-            continue
-        try:
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
-        except ChildProcessError:
-            pass
+        state = _half_made(pid) if pid not in known else ""
+        if state == "Z":
+            try:
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                pass
+        elif state:
+            alive = True
+    return alive
 
 
 def _children() -> list[int]:
@@ -115,10 +122,11 @@ def _children() -> list[int]:
     return found
 
 
-def _is_half_made(pid: int) -> bool:
+def _half_made(pid: int) -> str:
+    """Return the state of a half-made process (proc(5): `Z` has ended); empty for any other."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return False
+        return ""
     name = stat[stat.index("(") + 1 : stat.rindex(")")]
-    return name.startswith("runc:[") and stat[stat.rindex(")") + 2] == "Z"
+    return stat[stat.rindex(")") + 2] if name.startswith("runc:[") or name == "crun" else ""

@@ -175,6 +175,9 @@ class CommandLineRuntime(OciRuntime):
 
     async def _delete(self, container: str) -> None:
         state = self._state / container
+        if self._broken:
+            # A call that was killed may have put a process there and not have noted it.
+            await trio.to_thread.run_sync(CgroupFolders(cgroup_path(container)).kill)
         if not state.is_dir():
             return
         if self._program.name in _KNOWN and await trio.to_thread.run_sync(
@@ -189,12 +192,13 @@ class CommandLineRuntime(OciRuntime):
 
     def _reap_strays(self) -> None:
         deadline = time.monotonic() + _STRAY_SECONDS
-        broken, self._broken = self._broken, set()
-        while broken := {group for group in broken if reap_group(group)}:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.002)  # killed already; waiting for one of many groups has no descriptor
-        reap_half_made({process.pid for process in self._made if not process.reaped})
+        broken, self._broken = self._broken, set[int]()
+        known = {process.pid for process in self._made if not process.reaped}
+        while True:
+            broken = {group for group in broken if reap_group(group)}
+            if not (reap_half_made(known) or broken) or time.monotonic() > deadline:
+                return
+            time.sleep(0.002)  # killed already; many processes have no one descriptor to wait on
 
     def _argv(self, arguments: Sequence[str], log: Path) -> list[str]:
         own = [
