@@ -5,7 +5,7 @@ touches a container's processes, mounts or control groups itself, so it can be k
 and the next one adopts what runs. `Networks` and `Volumes` are planned as two further actors beside
 `ContainersService`: each will own its documents and be a constructor argument of the containers.
 
-- `containers`: the actor behind the `Containers` contract.
+- `containers`, `table`: the actor behind the `Containers` contract, and the state that it keeps.
 - `names`, `configuration`, `store`: what a name may be, what a container is made from, where it is
   kept.
 - `sandboxes`, `runs`: the connection to each runtime helper, and one run from bootstrap to

@@ -9,10 +9,11 @@ from container.process import Context, run_process
 
 async def serve(context: Context) -> None:
     """Serve `Containers`, `Plugins` and `Health` until stopped."""
-    from container.apiserver.containers import ContainersService, utc_now
+    from container.apiserver.containers import ContainersService
     from container.apiserver.health import HealthService
     from container.apiserver.links import Link
     from container.apiserver.plugins import PluginsService
+    from container.apiserver.table import utc_now
     from container.contracts.images import Images
     from container.contracts.launcher import Launcher
     from container.contracts.runtime import SandboxGate

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from container.testing.clock import hold_autojump_clock as hold_autojump_clock
-    from container.testing.launcher import InProcessLauncher as InProcessLauncher
     from container.testing.in_process import System as System
     from container.testing.in_process import system as system
+    from container.testing.launcher import InProcessLauncher as InProcessLauncher
 
 _LAZY = {
     "InProcessLauncher": "container.testing.launcher",
