@@ -1,0 +1,84 @@
+"""The programs in README and the how-tos do what is written beside them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from container.testing.busybox import find_busybox, write_layout
+
+ROOT = Path(__file__).parent.parent
+
+
+def program(document: str, containing: str) -> str:
+    """Return the one Python program of a document that contains some text."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    (found,) = (block for block in blocks if containing in block)
+    return str(found)
+
+
+async def test_the_framework_program_of_readme_greets(tmp_path: Path) -> None:
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(program("README.md", "class Greeter"), names)
+    path = str(tmp_path / "s")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(names["serve"], path)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert await names["ask"](path) == "hello ada"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/how-to/embedding.md"])
+def test_the_test_of_the_documents_passes(document: str, tmp_path: Path) -> None:
+    (tmp_path / "test_job.py").write_text(program(document, "container_system"))
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("document", "output"),
+    [
+        ("README.md", "b'hello\\n' 3\n"),
+        ("docs/how-to/embedding.md", "b'hello\\n'\nb'Linux\\n'\n"),
+    ],
+)
+def test_the_embedding_programs_of_the_documents_print_what_they_say(
+    document: str, output: str, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("real containers need root")
+    if not (shutil.which("runc") or shutil.which("crun")):
+        pytest.skip("no OCI runtime is installed")
+    try:
+        write_layout(tmp_path / "layout", busybox=find_busybox())
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    with tarfile.open(tmp_path / "demo.tar", "w") as tar:
+        for path in sorted((tmp_path / "layout").iterdir()):
+            tar.add(path, path.name)
+    done = subprocess.run(
+        [sys.executable, "-c", program(document, "open_system")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.stdout, done.returncode) == (output, 0), done.stderr
