@@ -1,0 +1,207 @@
+"""Errors as values: codes, provenance, causes, groups, bugs, and what a hostile peer sends."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from container.ipc import (
+    ContainerError,
+    DataLoss,
+    ErrorCode,
+    Fate,
+    Hop,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    PeerGone,
+    process_name,
+)
+from container.ipc.errors import ERROR_CLASSES
+from container.ipc.wire_errors import DEPTH, LENGTH, WIDTH, from_wire, to_wire
+
+
+def carried(error: BaseException, route: str = "a/b") -> Exception:
+    """Return an error as the caller gets it."""
+    return from_wire(msgspec.msgpack.decode(msgspec.msgpack.encode(to_wire(error, route))))
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_each_code_has_a_class_that_travels(code: ErrorCode) -> None:
+    cls = ERROR_CLASSES[code]
+    assert cls.code is code
+    error = carried(cls("a sentence", hint="do this", details={"key": [1, None, {"x": 2.5}]}))
+    assert type(error) is cls
+    assert isinstance(error, ContainerError)
+    assert str(error) == error.message == "a sentence"
+    assert error.hint == "do this"
+    assert error.details["key"] == [1, None, {"x": 2.5}]
+
+
+def test_an_unknown_code_arrives_as_the_base() -> None:
+    error = from_wire({"code": "from-the-future", "message": "new"})
+    assert type(error) is ContainerError
+    assert str(error) == "new"
+
+
+def test_each_process_adds_its_hop() -> None:
+    first = carried(NotFound("no"), "images/get")
+    assert isinstance(first, NotFound)
+    second = carried(first, "containers/create")
+    assert isinstance(second, NotFound)
+    here = (process_name(), os.getpid())
+    assert second.provenance == (Hop(*here, "images/get"), Hop(*here, "containers/create"))
+    assert any("images/get" in note for note in second.__notes__)
+
+
+def test_an_error_that_goes_in_circles_keeps_its_last_hops() -> None:
+    error: Exception = NotFound("no")
+    for number in range(DEPTH + 5):
+        error = carried(error, f"a/{number}")
+    assert isinstance(error, NotFound)
+    assert [hop.route for hop in error.provenance][-1] == f"a/{DEPTH + 4}"
+    assert len(error.provenance) == DEPTH
+
+
+def test_a_cause_travels() -> None:
+    error = NotFound("no image")
+    error.__cause__ = DataLoss("index is torn")
+    error.__cause__.__cause__ = ZeroDivisionError("not ours")
+    made = carried(error)
+    assert isinstance(made.__cause__, DataLoss)
+    assert made.__cause__.__cause__ is None
+
+
+def test_a_cause_of_itself_is_cut() -> None:
+    error = NotFound("no")
+    error.__cause__ = error
+    made: BaseException | None = carried(error)
+    count = 0
+    while made is not None:
+        made, count = made.__cause__, count + 1
+    assert count == DEPTH + 1
+
+
+def test_why_a_peer_is_gone_travels() -> None:
+    error = carried(PeerGone("gone", fate=Fate.NOT_SENT, why="unresponsive"))
+    assert isinstance(error, PeerGone)
+    assert (error.fate, error.why) == (Fate.NOT_SENT, "unresponsive")
+
+
+def test_a_bug_is_not_translated_and_its_traceback_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    try:
+        raise KeyError("secret")
+    except KeyError as bug:
+        error = carried(bug, "greeter/greet")
+    assert isinstance(error, InternalError)
+    assert "secret" not in f"{error} {error.hint} {error.details}"
+    assert "KeyError" in str(error)
+    number = error.details["id"]
+    (record,) = [record for record in caplog.records if number in record.getMessage()]
+    assert record.exc_info is not None
+    assert "secret" in caplog.text
+
+
+def test_a_group_travels_as_a_group() -> None:
+    group = ExceptionGroup("two", [NotFound("a"), ExceptionGroup("in", [DataLoss("b")])])
+    made = carried(group)
+    assert isinstance(made, ExceptionGroup)
+    assert made.message == "two"
+    assert [type(leaf) for leaf in made.exceptions] == [NotFound, DataLoss]
+
+
+def test_a_group_of_one_travels_as_that_one() -> None:
+    nested = ExceptionGroup("outer", [ExceptionGroup("inner", [NotFound("a")])])
+    assert isinstance(carried(nested), NotFound)
+
+
+async def test_cancellations_are_left_out_of_a_group() -> None:
+    caught: list[BaseException] = []
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as cancelled:
+            caught.append(cancelled)
+            raise
+    group = BaseExceptionGroup("both", [*caught, NotFound("a")])
+    assert isinstance(carried(group), NotFound)
+    alone = carried(BaseExceptionGroup("only", caught))
+    assert isinstance(alone, ContainerError)
+    assert alone.code is ErrorCode.CANCELLED
+
+
+def test_a_group_that_is_too_wide_or_too_deep_is_cut() -> None:
+    wide = carried(ExceptionGroup("wide", [NotFound(str(n)) for n in range(WIDTH + 9)]))
+    assert isinstance(wide, ExceptionGroup)
+    assert len(wide.exceptions) == WIDTH
+    deep: Exception = ExceptionGroup("leaf", [NotFound("a"), NotFound("b")])
+    for _ in range(DEPTH + 5):
+        deep = ExceptionGroup("deep", [deep, NotFound("c")])
+    assert isinstance(carried(deep), ExceptionGroup)
+
+
+def test_text_that_is_no_utf8_and_numbers_out_of_range_still_travel() -> None:
+    error = carried(
+        InvalidArgument("no file \udcff", hint="\udc80", details={"\udcfe": 2**70, "o": object})
+    )
+    assert isinstance(error, InvalidArgument)
+    assert str(error) == "no file \\udcff"
+    assert error.details["\\udcfe"] == str(2**70)
+
+
+def test_long_text_is_cut() -> None:
+    error = carried(NotFound("x" * 10 * LENGTH, details={"y": "z" * 10 * LENGTH}))
+    assert isinstance(error, NotFound)
+    assert len(error.message) == LENGTH
+    assert len(str(error.details["y"])) == LENGTH
+
+
+def test_details_that_contain_themselves_are_cut() -> None:
+    endless: dict[str, Any] = {}
+    endless["again"] = endless
+    assert isinstance(carried(NotFound("x", details=endless)), NotFound)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+KEYS = ["code", "message", "hint", "details", "hops", "cause", "group"]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), JSON, max_size=7))
+@settings(max_examples=200, deadline=None)
+def test_whatever_comes_as_an_error_is_an_exception(body: dict[str, Any]) -> None:
+    made = from_wire(body)
+    assert isinstance(made, (ContainerError, ExceptionGroup))
+    assert isinstance(to_wire(made, "a/b"), dict)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"hops": 5, "details": [], "hint": 3, "cause": "x", "group": {}},
+        {"hops": [1, ["a"], ["a", "b", "c"], {"x": 1}]},
+        {"code": [], "message": None},
+        {"code": "peer-gone", "details": {"fate": [], "why": 3}},
+        {"code": "not-found", "details": {1: 2}},
+        {"group": [3, None]},
+    ],
+)
+def test_an_error_of_strange_parts_is_still_an_error(body: dict[str, Any]) -> None:
+    assert isinstance(from_wire(body), ContainerError)
