@@ -27,6 +27,8 @@ class Limits:
     """How long a closing connection tries to write what is queued."""
     partial_bytes: int = 64 * 1024 * 1024
     """Partly received frames of all connections of one process together."""
+    partial_free_bytes: int = 65536
+    """So much of a connection's partly received frame does not count towards that."""
     decode_inline_bytes: int = 1024 * 1024
     """Larger bodies are decoded in a worker thread, so that they don't stop the loop."""
     connections_per_user: int = 1024

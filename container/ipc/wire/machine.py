@@ -345,9 +345,11 @@ class Machine:
             most = self.limits.frame_descriptors if left and admitted else 0
             if len(self._descriptors) > (most if expected is None else expected):
                 raise self._fault("more descriptors came than the frames said")
-        if not self.budget.change(left - self._accounted):
+        # Small rests are free, so that a few greedy connections can't end all the others.
+        counted = max(0, left - self.limits.partial_free_bytes)
+        if not self.budget.change(counted - self._accounted):
             raise self._fault("too many partly received bytes in this process")
-        self._accounted = left
+        self._accounted = counted
 
     def end(self) -> None:
         """Take the end of the bytes; a frame half received, or none, makes no difference."""

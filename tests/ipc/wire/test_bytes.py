@@ -231,7 +231,7 @@ def test_any_bytes_are_events_or_a_protocol_error_and_memory_stays_bounded(
     pieces: list[bytes], descriptors: list[int], begun: bool, step: int
 ) -> None:
     budget = Budget(1 << 20)
-    it = Machine(Limits(frame_bytes=4096, in_flight=4), budget)
+    it = Machine(Limits(frame_bytes=4096, in_flight=4, partial_free_bytes=0), budget)
     it.hello({}, "us", "0")
     if begun:
         it.receive(hello_frame(), (), ONE)

@@ -44,7 +44,9 @@ class JoinedMachines(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.budget = Budget(1 << 20)
-        self.ends = [Machine(Limits(in_flight=6), self.budget) for _ in range(2)]
+        self.ends = [
+            Machine(Limits(in_flight=6, partial_free_bytes=0), self.budget) for _ in range(2)
+        ]
         self.pipes = [Pipe(), Pipe()]
         """By the side that writes."""
         self.fresh = itertools.count(100)

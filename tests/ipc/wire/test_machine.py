@@ -41,7 +41,7 @@ TWO = "sender two"
 
 def machine(**limits: int) -> Machine:
     """Return a machine that has said nothing and heard nothing."""
-    return Machine(Limits(**limits), Budget(1 << 20))
+    return Machine(Limits(partial_free_bytes=0, **limits), Budget(1 << 20))
 
 
 def hello_frame(
@@ -520,7 +520,7 @@ def test_a_length_that_lies_takes_no_memory() -> None:
 
 def test_partial_frames_of_all_connections_share_one_budget() -> None:
     budget = Budget(100)
-    machines = [Machine(Limits(), budget) for _ in range(2)]
+    machines = [Machine(Limits(partial_free_bytes=0), budget) for _ in range(2)]
     for it in machines:
         it.hello({}, "us", "0")
         it.receive(hello_frame(), (), ONE)
@@ -532,6 +532,16 @@ def test_partial_frames_of_all_connections_share_one_budget() -> None:
     assert budget.used == 66
     machines[0].abandon()
     assert budget.used == 0
+
+
+def test_small_parts_are_received_whatever_other_connections_hold() -> None:
+    it = Machine(Limits(), Budget(0))
+    it.hello({}, "us", "0")
+    it.receive(hello_frame(), (), ONE)
+    frame = call_frame(1, arguments={"text": "x" * 70000})
+    assert it.receive(frame[:65536], (), ONE) == []
+    assert it.budget.used == 0
+    refused(it, frame[65536:65537], match="partly received")
 
 
 def test_a_whole_frame_gives_its_share_of_the_budget_back() -> None:
