@@ -37,6 +37,8 @@ from container.ipc.errors import Unavailable as Unavailable
 from container.ipc.errors import UnknownRoute as UnknownRoute
 from container.ipc.errors import Unsupported as Unsupported
 from container.ipc.gate import Gate as Gate
+from container.ipc.message import Message as Message
+from container.ipc.message import call_message as call_message
 from container.ipc.peer import Peer as Peer
 from container.ipc.peer import Policy as Policy
 from container.ipc.peer import groups as groups
