@@ -9,19 +9,48 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, cast
 
+import attrs
 import msgspec
 from attrs import define
 
 from container.ipc.contract import Contract, Route, routes_of
+from container.ipc.descriptor import Fd
+from container.ipc.endpoint import Endpoint
 from container.ipc.errors import Incompatible, InvalidArgument
 from container.ipc.strict import reason, replies, requests
 from container.ipc.wire.machine import UNDECODABLE
 from container.ipc.wirevalues import Incoming as Incoming
 from container.ipc.wirevalues import Outgoing as Outgoing
 from container.ipc.wirevalues import brief, type_name
+
+
+def _nothing_beside(value: object) -> object:
+    raise TypeError(f"a {type(value).__name__} can't travel in a message")
+
+
+NOTHING_IN = Incoming()
+"""Stands for the descriptors of every message that came without one; never filled."""
+NOTHING_OUT = Outgoing()
+"""The same for messages whose types hold no descriptor and no endpoint."""
+_decode_plain = msgspec.msgpack.Decoder(ext_hook=NOTHING_IN.extension).decode
+_encode_plain = msgspec.msgpack.Encoder(enc_hook=_nothing_beside).encode
+"""Made once: making one costs as much as a small message."""
+
+
+def _encode(value: object, outgoing: Outgoing) -> bytes:
+    if outgoing is NOTHING_OUT:
+        return _encode_plain(value)
+    return msgspec.msgpack.encode(value, enc_hook=outgoing.hook)
+
+
+def _decode(raw: msgspec.Raw, incoming: Incoming) -> Any:
+    if incoming is NOTHING_IN:
+        return _decode_plain(raw)
+    return msgspec.msgpack.decode(raw, ext_hook=incoming.extension)
 
 
 def encode(value: object, outgoing: Outgoing, where: str) -> bytes:
@@ -31,11 +60,31 @@ def encode(value: object, outgoing: Outgoing, where: str) -> bytes:
         InvalidArgument: it holds something that can't travel.
     """
     try:
-        return msgspec.msgpack.encode(value, enc_hook=outgoing.hook)
+        return _encode(value, outgoing)
     except RecursionError as error:
         raise InvalidArgument(f"{where}: nested too deeply") from error
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidArgument(f"{where}: {error}") from error
+
+
+_identity = requests.get_unstructure_hook(str)
+
+
+def holds_descriptors(annotation: Any, above: frozenset[Any] = frozenset()) -> bool:
+    """Can a value of this type hold a descriptor or an endpoint?
+
+    `above` holds the attrs classes that lead here: a class may contain itself.
+    """
+    origin = typing.get_origin(annotation)
+    if annotation is Fd or annotation is Endpoint or origin is Endpoint:
+        return True
+    if origin is Literal or annotation in above:
+        return False
+    inside: Iterable[Any] = typing.get_args(annotation)
+    if attrs.has(annotation):
+        above |= {annotation}
+        inside = typing.get_type_hints(annotation).values()
+    return any(holds_descriptors(part, above) for part in inside)
 
 
 @define(slots=True, eq=False)
@@ -43,6 +92,10 @@ class RouteCodec:
     """How one route's arguments and result are encoded; built once per route."""
 
     route: Route
+    path: str
+    """The route's."""
+    task: str
+    """The name of tasks that serve it."""
     names: tuple[str, ...]
     """Of the arguments, in order."""
     argument_out: tuple[Callable[[Any], Any], ...]
@@ -50,17 +103,25 @@ class RouteCodec:
     required: tuple[str, ...]
     result_out: Callable[[Any], Any]
     result_in: Callable[[Any, Any], Any]
+    arguments_hold: bool
+    """Can they hold descriptors or endpoints, by their types?"""
+    result_holds: bool
+    lowers: bool
+    """False if arguments travel as they are."""
 
     @classmethod
     def of(cls, route: Route) -> RouteCodec:
         """Build the codec of a route."""
         parameters = route.signature.parameters
+        argument_out = tuple(
+            requests.get_unstructure_hook(p.annotation) for p in parameters.values()
+        )
         return cls(
             route=route,
+            path=route.path,
+            task=f"call {route.path}",
             names=tuple(parameters),
-            argument_out=tuple(
-                requests.get_unstructure_hook(p.annotation) for p in parameters.values()
-            ),
+            argument_out=argument_out,
             argument_in={
                 name: (requests.get_structure_hook(p.annotation), p.annotation)
                 for name, p in parameters.items()
@@ -70,6 +131,9 @@ class RouteCodec:
             ),
             result_out=replies.get_unstructure_hook(route.result),
             result_in=replies.get_structure_hook(route.result),
+            arguments_hold=any(holds_descriptors(p.annotation) for p in parameters.values()),
+            result_holds=holds_descriptors(route.result),
+            lowers=any(hook is not _identity for hook in argument_out),
         )
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
@@ -86,12 +150,14 @@ class RouteCodec:
         Raises:
             InvalidArgument: one is not of its type, or can't travel.
         """
+        if not self.lowers:
+            return dict(zip(self.names, values, strict=True))
         made: dict[str, Any] = {}
         for name, hook, value in zip(self.names, self.argument_out, values, strict=True):
             try:
                 made[name] = hook(value)
             except Exception as error:
-                raise InvalidArgument(f"{self.route.path}: {reason(error, name)}") from error
+                raise InvalidArgument(f"{self.path}: {reason(error, name)}") from error
         return made
 
     def arguments(self, raw: msgspec.Raw, incoming: Incoming) -> dict[str, Any]:
@@ -100,9 +166,9 @@ class RouteCodec:
         Raises:
             InvalidArgument: names the argument, the wanted and the found type.
         """
-        where = self.route.path
+        where = self.path
         try:
-            body: Any = msgspec.msgpack.decode(raw, ext_hook=incoming.extension)
+            body = _decode(raw, incoming)
         except UNDECODABLE as error:
             raise InvalidArgument(
                 f"{where}: the arguments are no message: {reason(error)}"
@@ -125,7 +191,7 @@ class RouteCodec:
 
     def result(self, value: Any, outgoing: Outgoing) -> bytes:
         """Encode a handler's result as a reply's payload."""
-        return msgspec.msgpack.encode((self.result_out(value),), enc_hook=outgoing.hook)
+        return _encode((self.result_out(value),), outgoing)
 
     def result_of(self, raw: msgspec.Raw | None, incoming: Incoming) -> Any:
         """Decode a reply.
@@ -133,11 +199,11 @@ class RouteCodec:
         Raises:
             Incompatible: the reply is not what the contract says.
         """
-        where = self.route.path
+        where = self.path
         if raw is None:
             raise Incompatible(f"the reply of {where} is no message")
         try:
-            body: Any = msgspec.msgpack.decode(raw, ext_hook=incoming.extension)
+            body = _decode(raw, incoming)
             return self.result_in(body, self.route.result)
         except Exception as error:
             raise Incompatible(f"the reply of {where} can't be read: {reason(error)}") from error

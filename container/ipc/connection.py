@@ -76,7 +76,8 @@ class _Call:
     id: int
     route: str
     task: trio.lowlevel.Task
-    frame: Frame
+    frame: Frame | None
+    """What waits, or waited, to be written; None if all of it left at once."""
     stage: _Stage = _Stage.SENT
     raise_cancel: Callable[[], Any] | None = None
     held: ErrorReceived | None = None
@@ -135,6 +136,8 @@ class Connection:
             self._lose,
         )
         self._ready = trio.Event()
+        self.lost = False
+        """True once the connection has ended, however it did."""
         self._lost = trio.Event()
         self._why: str | None = None
         self._closed_here = False
@@ -144,11 +147,6 @@ class Connection:
         self._abandoned = 0
 
     # --- looking at it ------------------------------------------------------------------------
-
-    @property
-    def lost(self) -> bool:
-        """True once the connection has ended, however it did."""
-        return self._lost.is_set()
 
     @property
     def peer_contracts(self) -> dict[str, tuple[int, str]]:
@@ -273,20 +271,19 @@ class Connection:
         self, route: str, payload: bytes, descriptors: list[int], grace: float
     ) -> ReplyReceived:
         number, data = self._machine.call(payload, len(descriptors))
-        frame = Frame(memoryview(data), descriptors)
-        call = _Call(number, route, trio.lowlevel.current_task(), frame)
         try:
-            self._writer.transmit(frame)
+            frame = self._writer.transmit(data, descriptors)
         except OSError as error:
-            self._forget(call)
+            self._forget(number)
             if error.errno in TOO_MANY_DESCRIPTORS:
                 raise self._overloaded(route) from error
             raise
         if self.lost:
             raise self._gone(route, Fate.NOT_SENT)
+        call = _Call(number, route, trio.lowlevel.current_task(), frame)
         # Only now: losing the connection wakes what is pending, and this task does not wait yet.
         self._pending[number] = call
-        if frame.view and descriptors:
+        if frame is not None and descriptors:
             frame.refused = lambda: self._refused(call)
         self._liveness.begin()
 
@@ -296,9 +293,9 @@ class Connection:
             if call.stage is _Stage.HELD:
                 self._pending.pop(number, None)
                 return trio.lowlevel.Abort.SUCCEEDED
-            if frame.view and self._writer.withdraw(frame):
+            if frame is not None and self._writer.withdraw(frame):
                 self._pending.pop(number, None)
-                self._forget(call)
+                self._forget(number)
                 return trio.lowlevel.Abort.SUCCEEDED
             call.stage, call.raise_cancel = _Stage.CANCELLING, raise_cancel
             self._writer.send_control(self._machine.cancel(number, int(grace * 1e9)))
@@ -308,9 +305,9 @@ class Connection:
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def _forget(self, call: _Call) -> None:
+    def _forget(self, number: int) -> None:
         """Give back the id of a call of which no byte was sent."""
-        self._machine.withdraw(call.id)
+        self._machine.withdraw(number)
         self._room.unpark()
 
     def _overloaded(self, route: str) -> Overloaded:
@@ -318,7 +315,7 @@ class Connection:
 
     def _refused(self, call: _Call) -> None:
         if call.id in self._pending:
-            self._forget(call)
+            self._forget(call.id)
             self._wake(call, outcome.Error(self._overloaded(call.route)))
 
     @trio.lowlevel.enable_ki_protection
@@ -420,7 +417,8 @@ class Connection:
         elif isinstance(event, GoodbyeReceived):
             self._draining = event.last
             for call in [c for c in self._pending.values() if c.id > event.last]:
-                self._writer.withdraw(call.frame)
+                if call.frame is not None:
+                    self._writer.withdraw(call.frame)
                 self._end(call, Fate.NOT_SENT)
 
     def _take_call(self, event: CallReceived) -> None:
@@ -500,10 +498,12 @@ class Connection:
         if self.lost:
             return
         self._why = why
+        self.lost = True
         self._lost.set()
         for call in list(self._pending.values()):
             # Fewer than all bytes reached the kernel: then it can't have been done.
-            self._end(call, Fate.NOT_SENT if call.frame.view else Fate.UNKNOWN)
+            waits = call.frame is not None and call.frame.view
+            self._end(call, Fate.NOT_SENT if waits else Fate.UNKNOWN)
         self._handlers.lose()
         self._writer.end()
         self._ready.set()
@@ -566,7 +566,8 @@ class Connection:
         if not self.lost:
             self._closed_here = self._draining is None
             for call in list(self._pending.values()):
-                if not self._writer.withdraw(call.frame) and call.stage is _Stage.SENT:
+                withdrawn = call.frame is not None and self._writer.withdraw(call.frame)
+                if not withdrawn and call.stage is _Stage.SENT:
                     self._writer.send_control(self._machine.cancel(call.id, 0))
                 self._end(call, Fate.UNKNOWN)
             self._room.unpark_all()

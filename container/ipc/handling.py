@@ -16,7 +16,7 @@ import trio
 from attrs import frozen
 
 from container.ipc import context, tracing, wire_errors
-from container.ipc.codec import Incoming, Outgoing, RouteCodec
+from container.ipc.codec import NOTHING_IN, NOTHING_OUT, Incoming, Outgoing, RouteCodec
 from container.ipc.errors import (
     CallCancelled,
     ContainerError,
@@ -169,15 +169,14 @@ class Handlers:
         """Start a call's handler, or refuse the call. Never waits."""
         payload = event.payload
         route = "" if payload is None else payload.route
-        error, handler = self._find(event, route)
-        if error is not None:
+        handler = self._find(event, route)
+        if isinstance(handler, ContainerError):
             Incoming.of(event.descriptors).close()
-            wire = wire_errors.to_wire(error, route)
+            wire = wire_errors.to_wire(handler, route)
             data = self._machine.error(event.id, EndedBy.ITSELF, wire)
             self._writer.send_control(data, answer=True)
             return
         assert payload is not None
-        assert handler is not None
         assert self._nursery is not None
         deadline = math.inf
         if payload.timeout is not None:
@@ -192,30 +191,25 @@ class Handlers:
         )
         self._running[event.id] = handling
         self._nursery.start_soon(
-            self._handle, handling, handler, payload, event.descriptors, name=f"call {route}"
+            self._handle, handling, handler, payload, event.descriptors, name=handler.codec.task
         )
 
-    def _find(
-        self, event: CallReceived, route: str
-    ) -> tuple[ContainerError | None, Handler | None]:
+    def _find(self, event: CallReceived, route: str) -> Handler | ContainerError:
         if event.payload is None:
-            return InvalidArgument("the body of this call is no message"), None
+            return InvalidArgument("the body of this call is no message")
         if not self._judge.admits(event.sender, route):
-            return self._judge.stranger(event.sender, route), None
+            return self._judge.stranger(event.sender, route)
         if self._stopping:
-            return Unavailable(f"{route}: {wire_errors.process_name()} is stopping"), None
+            return Unavailable(f"{route}: {wire_errors.process_name()} is stopping")
         if self._nursery is None:
-            return (
-                Unavailable(f"{route}: {wire_errors.process_name()} serves nothing here"),
-                None,
-            )
+            return Unavailable(f"{route}: {wire_errors.process_name()} serves nothing here")
         handler = self._routes.get(route)
         if handler is not None:
-            return None, handler
+            return handler
         if route in self._denied:
-            return PermissionDenied(f"this endpoint does not offer {route}"), None
+            return PermissionDenied(f"this endpoint does not offer {route}")
         served = ", ".join(sorted(self._offered)) or "nothing"
-        return UnknownRoute(f"no route {route!r} here; served: {served}"), None
+        return UnknownRoute(f"no route {route!r} here; served: {served}")
 
     # --- one call -----------------------------------------------------------------------------
 
@@ -227,13 +221,14 @@ class Handlers:
         descriptors: list[int],
     ) -> None:
         context.enter(handling)
-        tracing.enter(payload.trace)
         span = None
+        if payload.trace is not None:
+            tracing.enter(payload.trace)
         if tracing.active():
             span = tracing.begin("server", handling.route, payload.trace, handling.peer.pid)
             tracing.enter(span.traceparent)
-        incoming = Incoming.of(descriptors)
-        outgoing = Outgoing()
+        incoming = Incoming.of(descriptors) if descriptors else NOTHING_IN
+        outgoing = Outgoing() if handler.codec.result_holds else NOTHING_OUT
         failure: BaseException | None = None
         reply: bytes | None = None
         stopped = False
@@ -253,12 +248,14 @@ class Handlers:
         except BaseException as error:
             failure = error
         finally:
-            incoming.close()
+            if descriptors:
+                incoming.close()
             handling.cancel_detached()
             frame = self._answer(handling, reply, outgoing, failure, stopped)
             if frame is not None:
                 await self._written(frame)
-            outgoing.sent(result=True)
+            if outgoing.descriptors:
+                outgoing.sent(result=True)
             if span is not None:
                 tracing.finish(span, failure)
 
@@ -271,12 +268,13 @@ class Handlers:
             )
         else:
             arguments = handler.codec.arguments(payload.arguments, incoming)
-        incoming.close_unclaimed()
+        if incoming.descriptors:
+            incoming.close_unclaimed()
         result = await handler.method(**arguments)
         # Encoding runs in the same step as the handler's return: a cancel that comes later finds
         # the work done, and the reply wins.
         reply = handler.codec.result(result, outgoing)
-        check_size(handler.codec.route.path, reply, outgoing, self._machine)
+        check_size(handler.codec.path, reply, outgoing, self._machine)
         return reply
 
     def _answer(
@@ -319,15 +317,13 @@ class Handlers:
         self, handling: context.Handling, reply: bytes, descriptors: list[int]
     ) -> Frame | None:
         data = self._machine.reply(handling.id, reply, len(descriptors))
-        frame = Frame(memoryview(data), descriptors, answer=True)
         try:
-            self._writer.transmit(frame)
+            frame = self._writer.transmit(data, descriptors, answer=True)
         except OSError:
             self._refuse(handling)
             return None
-        if not frame.view or self._lost.is_set():
-            return None
-        frame.refused = lambda: self._refuse(handling)
+        if frame is not None:
+            frame.refused = lambda: self._refuse(handling)
         return frame
 
     async def _written(self, frame: Frame) -> None:

@@ -54,7 +54,7 @@ class Transport(ABC):
     """False where both ends share one loop: a ping could tell nothing."""
 
     @abstractmethod
-    def send(self, data: memoryview, descriptors: Sequence[int]) -> int:
+    def send(self, data: bytes | memoryview, descriptors: Sequence[int]) -> int:
         """Send what the kernel takes now, descriptors with the first byte; return how many bytes.
 
         Raises:
@@ -103,6 +103,9 @@ class SocketTransport(Transport):
         self._socket = sock
         self._explicit: list[tuple[int, int, bytes]] = []
         self._ancillary = _ANCILLARY_BYTES
+        self._plain: list[tuple[int, int, bytes]] | None = None
+        """What came beside the last message without descriptors: its judged credentials."""
+        self._plain_sender: Sender | None = None
         if os.geteuid() != os.getuid() or os.getegid() != os.getgid():
             # The kernel fills in the real ids by itself: say the effective ones.
             ucred = _UCRED.pack(os.getpid(), os.geteuid(), os.getegid())
@@ -115,7 +118,7 @@ class SocketTransport(Transport):
             except OSError:
                 pass  # an older kernel: the machine refuses descriptors before hello by count
 
-    def send(self, data: memoryview, descriptors: Sequence[int]) -> int:
+    def send(self, data: bytes | memoryview, descriptors: Sequence[int]) -> int:
         if not descriptors and not self._explicit:
             return self._socket.send(data)
         ancillary: list[tuple[int, int, bytes | array.array[int]]] = list(self._explicit)
@@ -126,6 +129,9 @@ class SocketTransport(Transport):
 
     def receive(self) -> Received:
         data, ancillary, flags, _ = self._socket.recvmsg(READ_BYTES, self._ancillary, _CLOEXEC)
+        if ancillary == self._plain and not flags & _CTRUNC:
+            # Nearly every message: without descriptors, from who sent the one before.
+            return Received(data, [], self._plain_sender)
         descriptors: list[int] = []
         sender: Sender | None = None
         for level, kind, content in ancillary:
@@ -144,6 +150,8 @@ class SocketTransport(Transport):
                 if flags & _CTRUNC
                 else "the sender of a message is not known"
             )
+        if data and len(ancillary) == 1:
+            self._plain, self._plain_sender = ancillary, sender
         return Received(data, descriptors, sender)
 
     async def wait_readable(self) -> None:
@@ -188,7 +196,7 @@ class MemoryTransport(Transport):
         self._sender = Sender(os.getpid(), os.geteuid(), os.getegid())
         self._closed = False
 
-    def send(self, data: memoryview, descriptors: Sequence[int]) -> int:
+    def send(self, data: bytes | memoryview, descriptors: Sequence[int]) -> int:
         lane = self._out
         if self._closed or lane.reader_closed:
             raise BrokenPipeError("the other end is closed")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 from attrs import define
@@ -27,7 +27,7 @@ class Frame:
 
     view: memoryview
     """What is still to be sent; empty once all of it has left."""
-    descriptors: list[int]
+    descriptors: Sequence[int]
     begun: bool = False
     answer: bool = False
     """It ends a call of the peer's, which still counts against the peer until this has left."""
@@ -65,32 +65,48 @@ class Writer:
 
     def send_control(self, data: bytes, *, answer: bool = False) -> None:
         """Send a frame before those that are not control frames. Never waits."""
-        self.transmit(Frame(memoryview(data), [], answer=answer), control=True)
+        self.transmit(data, (), answer=answer, control=True)
 
-    def transmit(self, frame: Frame, *, control: bool = False) -> None:
+    def transmit(
+        self,
+        data: bytes,
+        descriptors: Sequence[int],
+        *,
+        answer: bool = False,
+        control: bool = False,
+    ) -> Frame | None:
         """Send a frame at once if nothing is queued, else queue it. Never waits.
+
+        Returns:
+            The frame if it, or a part of it, waits here. Nearly always the kernel takes all at
+            once: then no frame is made. Nor is one after the end.
 
         Raises:
             OSError: the kernel takes no more descriptors of this user; nothing was written.
         """
         if self._ended:
-            return
+            return None
+        taken = 0
         if not self._control and not self._queue:
             try:
-                self._push(frame)
+                taken = self._transport.send(data, descriptors)
             except BlockingIOError:
                 pass
             except OSError as error:
-                if error.errno in TOO_MANY_DESCRIPTORS and not frame.begun:
+                if error.errno in TOO_MANY_DESCRIPTORS:
                     raise
                 self._lose(f"closed: {error.strerror}")
-                return
-            if not frame.view:
-                return
+                return None
+            if taken == len(data):
+                return None
+        frame = Frame(memoryview(data)[taken:], descriptors, begun=taken > 0, answer=answer)
+        if taken:
+            frame.descriptors = ()
         (self._control if control else self._queue).append(frame)
         if frame.answer:
             self.answers += 1
         self._wake.set()
+        return frame
 
     def withdraw(self, frame: Frame) -> bool:
         """Take back a frame; False if a byte of it was sent already."""
@@ -153,7 +169,7 @@ class Writer:
         while frame.view:
             taken = self._transport.send(frame.view, frame.descriptors)
             frame.begun = True
-            frame.descriptors = []
+            frame.descriptors = ()
             frame.view = frame.view[taken:]
         if frame.written is not None:
             frame.written.set()

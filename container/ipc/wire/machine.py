@@ -49,7 +49,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import define, field
 
 from container.ipc.wire.events import CallDropped as CallDropped
 from container.ipc.wire.events import CallReceived as CallReceived
@@ -127,7 +127,7 @@ class Budget:
         return True
 
 
-@frozen
+@define
 class _IncomingCall:
     state: Incoming
     sender: Hashable
@@ -140,6 +140,10 @@ _decode_cancel = msgspec.msgpack.Decoder(CancelPayload).decode
 _decode_hello = msgspec.msgpack.Decoder(HelloPayload).decode
 _decode_goodbye = msgspec.msgpack.Decoder(GoodbyePayload).decode
 _encode = msgspec.msgpack.Encoder().encode
+_unpack = HEADER.unpack_from
+_pack = HEADER.pack
+_CALL, _REPLY = int(Kind.CALL), int(Kind.REPLY)
+"""Plain ints: comparing enum members costs more than unpacking the header."""
 
 UNDECODABLE = (msgspec.MsgspecError, RecursionError, ValueError, OverflowError, TypeError)
 """What decoding hostile bytes can raise."""
@@ -158,6 +162,12 @@ class Machine:
     budget: Budget
     state: State = State.OPENING
     peer: HelloPayload | None = None
+    peer_in_flight: int = LEAST["in_flight"]
+    """How many unanswered calls the peer accepts."""
+    peer_frame_bytes: int = LEAST["frame_bytes"]
+    """The largest payload that may be sent."""
+    peer_frame_descriptors: int = LEAST["frame_descriptors"]
+    """The most descriptors that one frame may carry."""
     outgoing: dict[int, Outgoing] = field(factory=dict[int, Outgoing])
     incoming: dict[int, _IncomingCall] = field(factory=dict[int, _IncomingCall])
     descriptors_received: int = 0
@@ -173,25 +183,10 @@ class Machine:
     _descriptors: deque[int] = field(factory=deque[int])
     _pings: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        self._heed({})
+
     # --- what is sent -------------------------------------------------------------------------
-
-    @property
-    def peer_in_flight(self) -> int:
-        """How many unanswered calls the peer accepts."""
-        return self._announced("in_flight")
-
-    @property
-    def peer_frame_bytes(self) -> int:
-        """The largest payload that may be sent."""
-        return min(self.limits.frame_bytes, self._announced("frame_bytes"))
-
-    @property
-    def peer_frame_descriptors(self) -> int:
-        """The most descriptors that one frame may carry."""
-        return min(self.limits.frame_descriptors, self._announced("frame_descriptors"))
-
-    def _announced(self, limit: str) -> int:
-        return LEAST[limit] if self.peer is None else self.peer.limits.get(limit, LEAST[limit])
 
     def hello(self, contracts: dict[str, tuple[int, str]], process: str, build: str) -> bytes:
         """Return this side's hello; it is the first frame."""
@@ -211,7 +206,7 @@ class Machine:
         number = self._next_id
         self._next_id = number + 1
         self.outgoing[number] = Outgoing.SENT
-        return number, HEADER.pack(len(payload), Kind.CALL, 0, descriptors, number) + payload
+        return number, _pack(len(payload), _CALL, 0, descriptors, number) + payload
 
     def withdraw(self, number: int) -> None:
         """Forget a call of which no byte was sent; its id is skipped."""
@@ -231,7 +226,7 @@ class Machine:
     def reply(self, number: int, payload: bytes, descriptors: int = 0) -> bytes:
         """End a call of the peer's with a value; return the frame."""
         del self.incoming[number]
-        return HEADER.pack(len(payload), Kind.REPLY, FROM_CALLEE, descriptors, number) + payload
+        return _pack(len(payload), _REPLY, FROM_CALLEE, descriptors, number) + payload
 
     def error(self, number: int, ended_by: EndedBy, error: dict[str, object]) -> bytes:
         """End a call of the peer's, or with id 0 the connection, with an error; return the frame.
@@ -292,6 +287,11 @@ class Machine:
             self.descriptors_received += len(descriptors)
         if self.state is State.CLOSED:
             return []
+        if not self._buffer and not self._descriptors and self.state is State.OPEN:
+            # Nearly every read gives one whole frame of a call without descriptors.
+            event = self._whole(data, sender)
+            if event is not None:
+                return [event]
         buffer: bytes | bytearray = data
         held = len(self._buffer)
         if held:
@@ -315,6 +315,24 @@ class Machine:
             self._buffer += memoryview(data)[position:]
         self._buffer_sender = sender
         return events
+
+    def _whole(self, data: bytes, sender: Hashable) -> Event | None:
+        """Take a call or a reply that is all there is; None for whatever is not just that."""
+        if len(data) < HEADER_BYTES:
+            return None
+        length, code, flags, count, number = _unpack(data)
+        if (
+            length != len(data) - HEADER_BYTES
+            or count
+            or length > self.limits.frame_bytes
+            or not self._hello_sent
+        ):
+            return None
+        if code == _CALL and flags == 0:
+            return self._call(number, data[HEADER_BYTES:], 0, sender)
+        if code == _REPLY and flags == FROM_CALLEE:
+            return self._reply(number, data[HEADER_BYTES:], 0, sender)
+        return None
 
     def _frames(self, buffer: bytes | bytearray, sender: Hashable, events: list[Event]) -> int:
         """Take the whole frames of a buffer; return where the rest begins."""
@@ -409,13 +427,7 @@ class Machine:
             case Kind.CALL:
                 return self._call(number, payload, count, sender)
             case Kind.REPLY:
-                abandoned = self._terminal(number, "reply")
-                value: msgspec.Raw | None
-                try:
-                    value = _decode_value(payload).value
-                except UNDECODABLE:
-                    value = None
-                return ReplyReceived(number, value, self._take(count), sender, abandoned)
+                return self._reply(number, payload, count, sender)
             case Kind.ERROR:
                 return self._error(number, payload, sender)
             case Kind.CANCEL:
@@ -450,8 +462,16 @@ class Machine:
             raise self._fault("a hello whose limits allow nothing")
         compatible = hello.lowest <= PROTOCOL_VERSIONS[1] and hello.highest >= PROTOCOL_VERSIONS[0]
         self.peer = hello
+        self._heed(hello.limits)
         self.state = State.OPEN if compatible else State.CLOSED
         return HelloReceived(hello, sender, compatible)
+
+    def _heed(self, announced: dict[str, int]) -> None:
+        """Send no more than both sides allow; kept, since every message is checked against it."""
+        peer = LEAST | announced
+        self.peer_in_flight = peer["in_flight"]
+        self.peer_frame_bytes = min(self.limits.frame_bytes, peer["frame_bytes"])
+        self.peer_frame_descriptors = min(self.limits.frame_descriptors, peer["frame_descriptors"])
 
     def _call(
         self, number: int, payload: bytes, count: int, sender: Hashable
@@ -471,6 +491,15 @@ class Machine:
         except UNDECODABLE:
             call = None
         return CallReceived(number, call, self._take(count), sender)
+
+    def _reply(self, number: int, payload: bytes, count: int, sender: Hashable) -> ReplyReceived:
+        abandoned = self._terminal(number, "reply")
+        value: msgspec.Raw | None
+        try:
+            value = _decode_value(payload).value
+        except UNDECODABLE:
+            value = None
+        return ReplyReceived(number, value, self._take(count), sender, abandoned)
 
     def _terminal(self, number: int, what: str) -> bool:
         state = self.outgoing.pop(number, None)
@@ -508,7 +537,7 @@ class Machine:
             grace = _decode_cancel(payload).grace
         except UNDECODABLE:
             raise self._fault("a cancel that can't be read") from None
-        self.incoming[number] = _IncomingCall(Incoming.CANCELLED, sender)
+        call.state = Incoming.CANCELLED
         return CancelReceived(number, max(0, grace), sender)
 
     def _goodbye(self, payload: bytes) -> GoodbyeReceived:
