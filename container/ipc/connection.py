@@ -29,7 +29,8 @@ from attrs import define, frozen
 
 from container.ipc import context, tracing, wire_errors
 from container.ipc.codec import Incoming, Outgoing, RouteCodec, encode
-from container.ipc.errors import ContainerError, Fate, Incompatible, Overloaded, PeerGone
+from container.ipc.errors import ContainerError, Fate, Overloaded, PeerGone
+from container.ipc.greeting import Greeting
 from container.ipc.handling import Handler, Handlers, check_size
 from container.ipc.judging import Judge
 from container.ipc.liveness import Liveness
@@ -119,13 +120,12 @@ class Connection:
     ) -> None:
         self._transport = transport
         self._accepts = accepts
-        self._offered = dict(offered or {})
         self._limits = limits
         self._machine = Machine(limits, _partial)
         self._judge = Judge(policy, transport.connected_uid)
         self._writer = Writer(transport, self._lose)
         self._handlers = Handlers(
-            self._machine, self._writer, self._judge, limits, routes or {}, self._offered, denied
+            self._machine, self._writer, self._judge, limits, routes or {}, offered or {}, denied
         )
         self._pending: dict[int, _Call] = {}
         self._room = trio.lowlevel.ParkingLot()
@@ -135,13 +135,21 @@ class Connection:
             lambda: self._writer.send_control(self._machine.ping()),
             self._lose,
         )
-        self._ready = trio.Event()
+        self._greeting = Greeting(
+            self._machine,
+            self._writer,
+            self._judge,
+            transport,
+            limits,
+            offered or {},
+            accepts,
+            self._lose,
+        )
         self.lost = False
         """True once the connection has ended, however it did."""
         self._lost = trio.Event()
         self._why: str | None = None
         self._closed_here = False
-        self._refusal: Exception | None = None
         self._io: trio.Nursery | None = None
         self._draining: int | None = None
         self._abandoned = 0
@@ -413,7 +421,7 @@ class Connection:
             if self._writer.control_frames < PONGS_QUEUED:
                 self._writer.send_control(self._machine.pong(event.token))
         elif isinstance(event, HelloReceived):
-            self._take_hello(event)
+            self._greeting.take(event)
         elif isinstance(event, GoodbyeReceived):
             self._draining = event.last
             for call in [c for c in self._pending.values() if c.id > event.last]:
@@ -432,7 +440,7 @@ class Connection:
 
     def _take_error(self, event: ErrorReceived) -> None:
         if event.id == 0:
-            self._refusal = wire_errors.from_wire(event.error)
+            self._greeting.refused(wire_errors.from_wire(event.error))
             self._lose(f"refused: {event.error.get('message')}")
             return
         self._room.unpark()
@@ -455,41 +463,13 @@ class Connection:
         else:
             self._wake(call, outcome.Error(wire_errors.from_wire(event.error)))
 
-    def _take_hello(self, event: HelloReceived) -> None:
-        if not event.compatible:
-            theirs = event.payload
-            error = Incompatible(
-                f"{wire_errors.process_name()} speaks protocol version 1, "
-                f"{theirs.process or 'the peer'} speaks {theirs.lowest} to {theirs.highest}",
-                hint="use the same version of container at both ends",
-            )
-        elif not self._judge.admits(event.sender, None):
-            error = self._judge.stranger(event.sender, "hello")
-        else:
-            self._transport.admit_descriptors()
-            self._ready.set()
-            return
-        if self._accepts:
-            wire = wire_errors.to_wire(error, "hello")
-            self._writer.send_control(self._machine.error(0, EndedBy.ITSELF, wire))
-        else:
-            self._refusal = error
-        self._lose(f"refused: {error.message}")
-
-    def _say_hello(self) -> None:
-        from container import __version__
-
-        self._writer.send_control(
-            self._machine.hello(self._offered, wire_errors.process_name(), __version__)
-        )
-
     async def serve(self) -> None:
         """Run the peer's calls until the connection ends; cancelling it ends them first.
 
         An accepting side says its hello here, when its handlers can run: the peer calls as soon
         as it has read it.
         """
-        await self._handlers.serve(self._say_hello if self._accepts else None)
+        await self._handlers.serve(self._greeting.say if self._accepts else None)
 
     # --- life and death -----------------------------------------------------------------------
 
@@ -506,7 +486,7 @@ class Connection:
             self._end(call, Fate.NOT_SENT if waits else Fate.UNKNOWN)
         self._handlers.lose()
         self._writer.end()
-        self._ready.set()
+        self._greeting.over.set()
         self._room.unpark_all()
         for descriptor in self._machine.abandon():
             os.close(descriptor)
@@ -541,19 +521,7 @@ class Connection:
                 self._lose("closed")
 
     async def _greet(self) -> None:
-        """Exchange hellos; a side that accepts judges the other's before it says its own."""
-        if not self._accepts:
-            self._say_hello()
-        seconds = self._limits.hello_seconds if self._accepts else self._limits.launch_seconds
-        with trio.move_on_after(seconds) as scope:
-            await self._ready.wait()
-        if scope.cancelled_caught:
-            self._lose("unresponsive")
-            raise PeerGone(
-                f"no hello within {seconds:.0f} s", fate=Fate.REFUSED, why="unresponsive"
-            )
-        if self._refusal is not None:
-            raise self._refusal
+        await self._greeting.exchange()
         if self.lost:
             raise PeerGone(
                 f"the connection ended before a hello came ({self._why})",
