@@ -62,6 +62,8 @@ def door_path() -> str:
 
 def _ask() -> int | None:
     """Have the command run by the zygote; None: nothing has been done, and it is ours to run."""
+    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+        return None  # one was closed: its number may be anything's by now
     path = door_path()
     try:
         found = os.lstat(path)
@@ -91,7 +93,7 @@ def _ask() -> int | None:
     except OSError:
         return None
     else:
-        return _attend(connection, pidfd, _signal, frontdoor)
+        return _attend(connection, pidfd, _socket, _signal, frontdoor)
     finally:
         connection.close()
 
@@ -110,14 +112,7 @@ def _hand_over(connection: Any, sockets: Any, signals: Any, door: Any) -> int | 
     request = door.pack(arguments, dict(os.environb), umask, ignored)
     if len(request) > door.BOUND:
         return None
-    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2, here))
-        ancillary = [(sockets.SOL_SOCKET, _SCM_RIGHTS, rights)]
-        sent = connection.sendmsg([request], ancillary, _MSG_NOSIGNAL)
-        connection.sendall(request[sent:], _MSG_NOSIGNAL)
-    finally:
-        os.close(here)
+    connection.sendall(request, _MSG_NOSIGNAL)
     room = sockets.CMSG_SPACE(4)
     word, ancillary, _, _ = connection.recvmsg(1, room, _MSG_CMSG_CLOEXEC)
     if word != door.READY or len(ancillary) != 1 or len(ancillary[0][2]) != 4:
@@ -125,7 +120,21 @@ def _hand_over(connection: Any, sockets: Any, signals: Any, door: Any) -> int | 
     return int.from_bytes(ancillary[0][2], sys.byteorder)
 
 
-def _attend(connection: Any, pidfd: int, signals: Any, door: Any) -> int | None:
+def _begin(connection: Any, sockets: Any, door: Any) -> None:
+    """Give the child our descriptors, and with them the word to begin.
+
+    Not with the request: what is in the queue of a process that is stuck stays open for as long.
+    """
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2, here))
+        ancillary = [(sockets.SOL_SOCKET, _SCM_RIGHTS, rights)]
+        connection.sendmsg([door.GO], ancillary, _MSG_NOSIGNAL)
+    finally:
+        os.close(here)
+
+
+def _attend(connection: Any, pidfd: int, sockets: Any, signals: Any, door: Any) -> int | None:
     """Let the child begin, and wait for its end."""
 
     def tell(number: int) -> None:
@@ -151,7 +160,7 @@ def _attend(connection: Any, pidfd: int, signals: Any, door: Any) -> int | None:
             before[number] = signals.signal(number, stop if number == SIGTSTP else forward)
     connection.settimeout(None)
     try:
-        connection.send(door.GO, _MSG_NOSIGNAL)
+        _begin(connection, sockets, door)
     except OSError:
         for number, handler in before.items():
             signals.signal(number, handler)
@@ -171,7 +180,10 @@ def _attend(connection: Any, pidfd: int, signals: Any, door: Any) -> int | None:
     kind, value = word[:1], word[1]
     if kind == door.EXITED:
         return value
-    signals.signal(value, signals.SIG_DFL)
+    try:
+        signals.signal(value, signals.SIG_DFL)
+    except OSError:
+        pass  # SIGKILL, which has no other action
     os.kill(os.getpid(), value)
     return 128 + value  # a signal that does not end us
 

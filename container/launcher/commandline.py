@@ -40,7 +40,7 @@ class Refused(Exception):
     """This command line is for the front's own process."""
 
 
-def answer(connection: socket.socket, entry: str = ENTRY) -> NoReturn:
+def answer(connection: socket.socket) -> NoReturn:
     """Serve one connection in this (forked) process to its end."""
     log = os.dup(2)  # of the zygote, while 2 is not the front's
     try:
@@ -56,7 +56,7 @@ def answer(connection: socket.socket, entry: str = ENTRY) -> NoReturn:
     status = 1
     try:
         offspring.name_process("container")
-        status = offspring.run_entry(entry, arguments)
+        status = offspring.run_entry(ENTRY, arguments)
     finally:
         offspring.leave(status, _teller(connection))
 
@@ -75,33 +75,31 @@ def _admit(connection: socket.socket) -> list[str]:
     peer_pid, peer_uid, _ = _peer(connection)
     if peer_uid != os.geteuid():
         raise Refused("another user")
-    body, descriptors = _receive(connection)
-    if len(descriptors) != 4:
-        raise Refused("four descriptors are needed")
-    key, umask, ignored, arguments, environment = frontdoor.unpack(body)
+    key, umask, ignored, arguments, environment = frontdoor.unpack(_receive(connection))
     if key != frontdoor.key():
         raise Refused("another version")
     _same_standing(peer_pid)
     _take_limits(peer_pid)
 
-    offspring.place({descriptors[0]: 0, descriptors[1]: 1, descriptors[2]: 2})
-    os.fchdir(descriptors[3])
-    for fd in descriptors:
-        os.close(fd)
     os.umask(umask & 0o777)
     os.setpgid(0, 0)
     offspring.reset_environment(environment)
     offspring.reset_signals(ignored)
     offspring.reset_random_states()
     offspring.reset_logging()
-    offspring.reset_streams()
 
     me = os.pidfd_open(os.getpid())
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [me]))]
     connection.sendmsg([frontdoor.READY], rights, socket.MSG_NOSIGNAL)
     os.close(me)
-    if connection.recv(1) != frontdoor.GO:
+    word, descriptors = _read_with_descriptors(connection, 1)
+    if word != frontdoor.GO or len(descriptors) != 4:
         raise Refused("the front gave up")
+    offspring.place({descriptors[0]: 0, descriptors[1]: 1, descriptors[2]: 2})
+    os.fchdir(descriptors[3])
+    for fd in descriptors:
+        os.close(fd)
+    offspring.reset_streams()
     signal.alarm(0)
     # The kernel signals this process when the front's end closes, however the front ended. Only
     # now, since bytes that come would be signalled too.
@@ -125,15 +123,9 @@ def _peer(connection: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
-def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    # The listener asks for credentials, so that there is room for them beside the descriptors.
-    room = socket.CMSG_SPACE(4 * _INT) + socket.CMSG_SPACE(3 * _INT)
-    header, ancillary, flags, _ = connection.recvmsg(8, room, socket.MSG_CMSG_CLOEXEC)
-    descriptors = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    if flags & socket.MSG_CTRUNC or len(header) != 8 or header[:4] != frontdoor.MAGIC:
+def _receive(connection: socket.socket) -> bytes:
+    header, _ = _read_with_descriptors(connection, 8)
+    if len(header) != 8 or header[:4] != frontdoor.MAGIC:
         raise Refused("no request")
     length = int.from_bytes(header[4:], "big")
     if length > frontdoor.BOUND:
@@ -144,7 +136,20 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
         if not part:
             raise Refused("cut off")
         body += part
-    return bytes(body), list(descriptors)
+    return bytes(body)
+
+
+def _read_with_descriptors(connection: socket.socket, count: int) -> tuple[bytes, list[int]]:
+    # The listener asks for credentials, so that there is room for them beside the descriptors.
+    room = socket.CMSG_SPACE(4 * _INT) + socket.CMSG_SPACE(3 * _INT)
+    data, ancillary, flags, _ = connection.recvmsg(count, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) - len(content) % _INT])
+    if flags & socket.MSG_CTRUNC:
+        raise Refused("too many descriptors")
+    return data, list(descriptors)
 
 
 def _same_standing(peer: int) -> None:

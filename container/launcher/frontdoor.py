@@ -5,9 +5,9 @@ connection is one command:
 
 | from | bytes | descriptors |
 |---|---|---|
-| front | magic, length (u32), body: fields joined by NUL | 0, 1, 2, working directory |
+| front | magic, length (u32), body: fields joined by NUL | |
 | child | `R`: ready, all was checked | a pidfd of itself |
-| front | `G`: go; from here on the command has begun | |
+| front | `G`: go; from here on the command has begun | 0, 1, 2, working directory |
 | child | `X` and the exit status, or (the zygote) `S` and the signal that ended it | |
 
 The body's fields: key, umask, ignored signals, number of arguments, arguments, environment. Until
