@@ -23,6 +23,7 @@ import trio
 from container.ipc import (
     Actor,
     Contract,
+    NotFound,
     Peer,
     PermissionDenied,
     Policy,
@@ -34,10 +35,11 @@ from container.ipc import (
     same_user_or_root,
     users,
 )
-from container.ipc.client import connect_contract
+from container.ipc.client import asked, connect_contract
 from container.ipc.peer import admits
 from container.ipc.server import Server
 from container.ipc.transport import SocketTransport, socket_pair
+from container.ipc.wire.frames import EndedBy
 from container.ipc.wire.limits import Limits
 from container.ipc.wire.machine import Budget, ErrorReceived, Event, Machine, ReplyReceived
 from container.ipc.wire_errors import from_wire
@@ -242,6 +244,37 @@ async def test_a_cancel_from_another_process_than_the_caller_ends_the_connection
             assert await raw.next() is None
 
 
+@as_root
+@pytest.mark.parametrize("kind", ["reply", "error"])
+async def test_an_answer_of_another_user_than_the_client_admits_is_not_believed(kind: str) -> None:
+    ours, theirs = socket_pair()
+    with theirs:
+        raw = Raw(theirs)
+        async with trio.open_nursery() as nursery:
+
+            async def play() -> None:
+                await raw.next()
+                theirs.send(raw.machine.hello(asked(Who), "raw", "0"))
+                for uid in (NOBODY, None):
+                    call = await raw.next()
+                    if kind == "reply":
+                        data = raw.machine.reply(call.id, msgspec.msgpack.encode(("true",)))
+                    else:
+                        error = {"code": "not-found", "message": "a lie"}
+                        data = raw.machine.error(call.id, EndedBy.ITSELF, error)
+                    await written_by_child(theirs, data, uid)
+
+            nursery.start_soon(play)
+            async with connect_contract(Who, SocketTransport(ours)) as who:
+                with pytest.raises(PermissionDenied, match=f"user {NOBODY}"):
+                    await who.secret()
+                if kind == "reply":
+                    assert await who.secret() == "true"
+                else:
+                    with pytest.raises(NotFound):
+                        await who.secret()
+
+
 CLIENT = """
 import json, os, sys, trio
 from abc import abstractmethod
@@ -313,6 +346,17 @@ async def test_another_user_is_refused_at_hello(public: Path) -> None:
     async with served(public, same_user):
         assert await as_other(public, uid=(NOBODY,) * 3) == "permission-denied"
         assert (await as_other(public))[1] == 0
+
+
+@as_root
+async def test_a_socket_that_the_file_system_closes_to_a_user_is_permission_denied(
+    public: Path,
+) -> None:
+    with bind(public, mode=0o600) as listener:
+        async with open_service(WhoService(), at=listener, policy=users([0, NOBODY])):
+            assert await as_other(public, uid=(NOBODY,) * 3) == "permission-denied"
+            os.chmod(public, 0o666)
+            assert (await as_other(public, uid=(NOBODY,) * 3))[1] == NOBODY
 
 
 @as_root

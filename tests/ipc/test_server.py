@@ -10,7 +10,7 @@ import socket
 import stat
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from container.ipc import (
     InvalidArgument,
     Limits,
     NotFound,
+    Overloaded,
     PeerGone,
+    PermissionDenied,
     Unavailable,
     bind,
     connection_of,
@@ -188,6 +190,26 @@ async def test_where_nobody_listens_the_peer_is_gone_and_the_call_was_refused(
         async with Echo.connect(path):
             raise AssertionError("nobody listens")
     assert caught.value.fate is Fate.REFUSED
+
+
+def test_a_backlog_that_is_full_is_overload(tmp_path: Path) -> None:
+    with bind(tmp_path / "s") as listener:
+        listener.listen(0)
+        with ExitStack() as connected:
+
+            def dial_often() -> None:
+                for _ in range(10):
+                    connected.enter_context(dial(tmp_path / "s"))
+
+            with pytest.raises(Overloaded):
+                dial_often()
+
+
+async def test_routes_left_out_are_denied_by_name() -> None:
+    async with in_memory(EchoService(), routes=["say"]) as echo:
+        assert await echo.say(b"x") == b"x"
+        with pytest.raises(PermissionDenied, match="echo/hold"):
+            await echo.hold()
 
 
 def test_a_service_must_implement_a_contract() -> None:
