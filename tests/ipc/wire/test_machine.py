@@ -512,6 +512,18 @@ def test_a_frame_that_is_too_long_is_refused_before_its_payload_comes() -> None:
     refused(it, HEADER.pack(101, Kind.CALL, 0, 0, 1), match="101 bytes")
 
 
+def test_a_whole_frame_that_is_too_long_is_refused() -> None:
+    refused(opened(frame_bytes=100), call_frame(1, arguments={"x": "y" * 100}), match="100 are")
+
+
+def test_a_part_of_a_frame_is_given_back_once() -> None:
+    it = opened()
+    it.receive(call_frame(1)[:20], (), ONE)
+    it.abandon()
+    it.abandon()
+    assert it.budget.used == 0
+
+
 def test_a_length_that_lies_takes_no_memory() -> None:
     it = opened()
     it.receive(HEADER.pack(16 << 20, Kind.CALL, 0, 0, 1) + b"x" * 10, (), ONE)
