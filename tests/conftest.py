@@ -12,6 +12,7 @@ collected.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import time
@@ -22,6 +23,9 @@ import pytest
 
 SETTLE = 2.0
 """Seconds that a leftover has to go away."""
+
+PR_SET_CHILD_SUBREAPER = 36
+"""Source: prctl(2)."""
 
 SESSION_MARK = "CONTAINER_TEST_SESSION"
 """Environment variable by which a process of this session is known, whoever its parent is."""
@@ -79,6 +83,11 @@ def marked_processes() -> frozenset[str]:
     return frozenset(found)
 
 
+def adopt_no_orphans() -> None:
+    """Undo what a service did that ran in this process: orphans go to the machine's init again."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
 def left_over(
     look: Callable[[], frozenset[str]], before: frozenset[str], settle: float = SETTLE
 ) -> list[str]:
@@ -99,6 +108,7 @@ def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     below = "/" if ALONE else str(tmp_path_factory.getbasetemp())
     descriptors, processes, mounts = open_descriptors(), children(), mount_points(below)
     yield
+    adopt_no_orphans()
     problems = [
         f"{kind} left open: {left}"
         for kind, left in (

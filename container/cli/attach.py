@@ -58,6 +58,7 @@ class Attachment:
         Cancellation leaves the process running and the terminal as it was.
         """
         async with endpoint.connect() as sandbox:
+            self._relay.starting()
             with trio.fail_after(STARTING):
                 started = await sandbox.start(self._process)
             self.started = True

@@ -3,6 +3,7 @@
 | while | INT, TERM, HUP, QUIT | USR1, USR2 | WINCH |
 |---|---|---|---|
 | nothing has been started | end; what was made is removed | nothing | nothing |
+| being started | kept for the process; three INT or TERM in a row: end | kept | nothing |
 | attached, terminal not raw | passed on; three INT or TERM in a row: end | passed on | new size |
 | attached, terminal raw | end, terminal restored; its keys go on as bytes | passed on | new size |
 
@@ -35,8 +36,14 @@ class SignalRelay:
         self._resize: Callable[[], Awaitable[None]] | None = None
         self._raw = False
         self._row = 0
+        self._kept: list[signal.Signals] | None = None
+        self._nursery: trio.Nursery | None = None
         self.ended_by: int | None = None
         """The signal that ended the CLI."""
+
+    def starting(self) -> None:
+        """Keep signals from now on: the process may run before we have heard that it does."""
+        self._kept = []
 
     def attached(
         self,
@@ -47,10 +54,15 @@ class SignalRelay:
     ) -> None:
         """Pass signals on from now on."""
         self._kill, self._resize, self._raw = kill, resize, raw
+        kept, self._kept = self._kept or [], None
+        if self._nursery is not None:
+            for number in kept:
+                self._mean(number, self._nursery)
 
     async def relay(self, signals: AsyncIterator[int]) -> None:
         """Handle signals for ever."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             async for number in signals:
                 self._handle(signal.Signals(number), nursery)
 
@@ -60,6 +72,12 @@ class SignalRelay:
                 nursery.start_soon(_bounded, self._resize)
             return
         self._row = self._row + 1 if number in (signal.SIGINT, signal.SIGTERM) else 0
+        if self._kept is not None and self._row < IMPATIENCE:
+            self._kept.append(number)
+        else:
+            self._mean(number, nursery)
+
+    def _mean(self, number: signal.Signals, nursery: trio.Nursery) -> None:
         ending = self._kill is None or self._raw or self._row >= IMPATIENCE
         if number in ENDING and ending:
             self.ended_by = number

@@ -23,8 +23,8 @@ def test_roots_paths_are_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_users_paths_are_below_the_xdg_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert Paths.default().root == Path("/home/ada/.local/share/container")
+    monkeypatch.setenv("HOME", "/people/ada")
+    assert Paths.default().root == Path("/people/ada/.local/share/container")
     assert Paths.default().run == Path("/tmp/container-1000/container")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
