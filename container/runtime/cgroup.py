@@ -161,9 +161,9 @@ class CgroupFolders(ControlGroup):
         deadline = time.monotonic() + 0.5
         while folders := self.folders():
             for folder in folders:
-                for child in sorted(folder.rglob("*/"), reverse=True):
-                    _remove_folder(child)
-                _remove_folder(folder)
+                # Children first; one that is gone meanwhile is passed over.
+                for path, _, _ in os.walk(folder, topdown=False):
+                    _remove_folder(Path(path))
             if time.monotonic() > deadline:
                 return not self.folders()
             if self.folders():

@@ -184,7 +184,7 @@ class CommandLineRuntime(OciRuntime):
             CgroupFolders(cgroup_path(container)).remove
         ):
             # The groups could be removed, so nothing runs in them: what is left is a folder.
-            await trio.to_thread.run_sync(shutil.rmtree, state)
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(state, ignore_errors=True))
             return
         with contextlib.suppress(NotFound):
             await self._call(["delete", "--force", container], command=container)

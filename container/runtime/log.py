@@ -186,8 +186,20 @@ class LogWriter:
 
 
 def log_pipe() -> tuple[int, int]:
-    """Return a pipe for a process's output: its end for reading does not block, and it is large."""
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    """Return a pipe for a process's output: our end for reading, and the process's end.
+
+    Ours does not block. The process's is open for reading too, though nobody reads from it: so the
+    pipe has a reader as long as the process lives, and when this helper is killed, the process
+    waits for the next one instead of dying of SIGPIPE.
+    """
+    read_end, plain_end = os.pipe2(os.O_CLOEXEC)
+    try:
+        write_end = os.open(f"/proc/self/fd/{plain_end}", os.O_RDWR | os.O_CLOEXEC)
+    except BaseException:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(plain_end)
     os.set_blocking(read_end, False)
     try:
         fcntl.fcntl(write_end, _PIPE_SIZE_COMMAND, PIPE_SIZE)

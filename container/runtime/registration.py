@@ -23,7 +23,7 @@ from container.storage.watch import Change, watch
 LOOK_SECONDS = 10.0
 """Between looks at a launcher's socket of which inotify said nothing."""
 CALL_SECONDS = 30.0
-_FIRST_DELAY, _LAST_DELAY = 0.05, 5.0
+_FIRST_DELAY, _LAST_DELAY = 0.05, 1.0
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@
 | any | shutdown | all is gone, `ended` is set |
 
 Everything that a container leaves behind has one owner here and one place where it goes:
-`_tear_down`. A helper that was killed left its container running and its files; what its successor
-finds at `bootstrap`, `stop` or `shutdown` it sweeps by the container's control group.
+`_tear_down`. A helper that was killed left its container running: its successor takes it up when
+it opens (see `adoption.py`). What is left of a run that is over it sweeps at `bootstrap`, `stop`
+or `shutdown`, by the container's control group.
 
 What is *not* here: the wire, the gate, the registration with a launcher; see `process.py`.
 """
@@ -22,10 +23,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import trio
-from attrs import frozen
 
 from container.contracts.logs import LogStream, open_log
 from container.contracts.runtime import (
@@ -54,6 +54,13 @@ from container.ipc import (
     NotFound,
     Unavailable,
 )
+from container.runtime.adoption import (
+    FoundProcess,
+    RunRecord,
+    read_record,
+    start_time,
+    write_record,
+)
 from container.runtime.bundle import (
     BundleFiles,
     check_process,
@@ -61,16 +68,13 @@ from container.runtime.bundle import (
     configuration,
     process_configuration,
 )
-from container.runtime.cgroup import CgroupFolders, ControlGroup, cgroup_path
+from container.runtime.children import AdoptedProcess
 from container.runtime.command import missing_command
-from container.runtime.command_line import CommandLineRuntime, find_runtime
-from container.runtime.dial import connect_inside
 from container.runtime.inside import InsideRoot
-from container.runtime.kernel import Machine
 from container.runtime.log import LogWriter
+from container.runtime.machinery import Machinery
 from container.runtime.oci import ContainerProcess, OciRuntime, ProcessStdio
 from container.runtime.processes import ManagedProcess
-from container.runtime.rootfs import OverlayRoot, RootFilesystem
 from container.runtime.signals import parse_signal
 from container.runtime.stdio import Plumbing
 from container.runtime.terminal import console_socket
@@ -87,35 +91,6 @@ PROCESSES_MAX = 4096
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-@frozen
-class Machinery:
-    """What a sandbox works with. Tests give it doubles; `real` is the machine."""
-
-    runtime: Callable[[str | None], OciRuntime]
-    """From the wanted OCI runtime's name to its driver."""
-    root: RootFilesystem
-    cgroup: ControlGroup
-    machine: Machine
-    connect: Callable[[int, int], Awaitable[Fd]] = connect_inside
-    """From a process and a port to a socket connected there."""
-
-    @classmethod
-    def real(cls, folder: Path, container_id: str) -> Machinery:
-        """Return this machine's own, for one container.
-
-        Args:
-            folder: The container's.
-            container_id: Its id.
-        """
-        state = folder / "bundle" / "run" / "state"
-        return cls(
-            runtime=lambda name: CommandLineRuntime(find_runtime(name), state),
-            root=OverlayRoot(folder / "bundle"),
-            cgroup=CgroupFolders(cgroup_path(container_id)),
-            machine=Machine.here(),
-        )
 
 
 class SandboxService(Actor, Sandbox):
@@ -143,6 +118,7 @@ class SandboxService(Actor, Sandbox):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncGenerator[None]:
+        await self._take_up()
         try:
             yield
         finally:
@@ -150,6 +126,66 @@ class SandboxService(Actor, Sandbox):
             with _bounded(TEAR_DOWN_SECONDS):
                 if self._phase is not SandboxPhase.EMPTY:
                     await self._tear_down()
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        first = self._processes.get(INIT)
+        if first is not None:
+            self.nursery.start_soon(self._supervise_first, first)
+        return self
+
+    # --- taking up a run ---
+
+    async def _take_up(self) -> None:
+        """Take up a container whose helper was killed, if there is one and it lives."""
+        record = await trio.to_thread.run_sync(read_record, self._files.folder)
+        if record is None or record.spec.id != self._id:
+            return
+        spec = record.spec
+        try:
+            runtime = self._machinery.runtime(spec.runtime)
+            handle = FoundProcess(record)
+        except (ProcessLookupError, ContainerError) as error:
+            _log.info("the last run of container %s is not taken up: %s", self._id, error)
+            if spec.keep_log:
+                await trio.to_thread.run_sync(self._close_log)
+            return
+        sources: list[tuple[int, LogStream]] = []
+        if spec.keep_log:
+            self._log = LogWriter(self._folder / "log")
+            sources = handle.reopen_outputs(record.outputs)
+        started = record.started_at is not None
+        self._spec, self._runtime = spec, runtime
+        self._processes[INIT] = ManagedProcess(
+            INIT,
+            spec.process,
+            Plumbing.resume(self._log, sources),
+            state=ProcessState.RUNNING if started else ProcessState.CREATED,
+            handle=handle,
+            started_at=record.started_at,
+            at_end=self._first_ended,
+        )
+        self._phase = SandboxPhase.RUNNING if started else SandboxPhase.CREATED
+        _log.info("took up container %s, process %s", self._id, record.pid)
+
+    def _close_log(self) -> None:
+        with LogWriter(self._folder / "log") as log:
+            log.mark(LogStream.END)  # or a follower would wait for it for ever
+
+    def _write_record(self, process: ManagedProcess) -> None:
+        assert self._spec is not None
+        if not isinstance(process.handle, AdoptedProcess):
+            return
+        began = start_time(process.handle.pid)
+        if began is None:
+            return
+        outputs = process.plumbing.outputs()
+        record = RunRecord(self._spec, process.handle.pid, began, process.started_at, outputs)
+        try:
+            write_record(self._files.folder, record)
+        except OSError as error:
+            # No space is left, or the run is over and its folder gone: no reason to fail a start.
+            _log.warning("the run's record can't be written: %s", error)
 
     # --- bootstrap ---
 
@@ -196,6 +232,7 @@ class SandboxService(Actor, Sandbox):
                 spec.id, folder, descriptors, console
             ),
         )
+        await trio.to_thread.run_sync(self._write_record, process)
         self._phase = SandboxPhase.CREATED
         self.nursery.start_soon(self._supervise_first, process)
 
@@ -294,6 +331,7 @@ class SandboxService(Actor, Sandbox):
         if managed.state is ProcessState.CREATED:
             managed.state = ProcessState.RUNNING
             self._phase = SandboxPhase.RUNNING
+            await trio.to_thread.run_sync(self._write_record, managed)
 
     async def _start_further(self, managed: ManagedProcess) -> None:
         runtime = self._runtime

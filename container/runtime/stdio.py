@@ -107,6 +107,27 @@ class Plumbing:
         self._sources.append((read_end, stream))
         return write_end
 
+    @classmethod
+    def resume(cls, log: LogWriter | None, sources: list[tuple[int, LogStream]]) -> Self:
+        """Return the plumbing of a process that another helper has made.
+
+        Args:
+            log: Where its output goes.
+            sources: Pipes that it writes to; owned.
+        """
+        self = cls(log)
+        self._sources = sources
+        self._ours = [source for source, _ in sources]
+        return self
+
+    def outputs(self) -> dict[int, int]:
+        """Return which of the process's descriptors are the log's pipes, by inode."""
+        return {
+            int(stream): os.fstat(source).st_ino
+            for source, stream in self._sources
+            if stream is not LogStream.TERMINAL
+        }
+
     def terminal_arrived(self, master: int) -> None:
         """Take over the master of the process's terminal."""
         self._ours.append(master)

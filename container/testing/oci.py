@@ -29,6 +29,7 @@ from container.contracts.runtime import SandboxStatistics
 from container.ipc import Actor, Fd, Unavailable, Unsupported
 from container.runtime.cgroup import ControlGroup
 from container.runtime.kernel import Machine
+from container.runtime.machinery import Machinery
 from container.runtime.oci import (
     ContainerProcess,
     Ended,
@@ -37,7 +38,6 @@ from container.runtime.oci import (
     command_not_found,
 )
 from container.runtime.rootfs import RootFilesystem
-from container.runtime.service import Machinery
 
 
 @frozen

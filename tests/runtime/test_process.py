@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from container.contracts.runtime import ProcessSpec, Sandbox, SandboxGate, SandboxSpec, Stdio
+from container.contracts.runtime import (
+    ProcessSpec,
+    Sandbox,
+    SandboxGate,
+    SandboxPhase,
+    SandboxSpec,
+    Stdio,
+    StopOptions,
+)
 from container.ipc import NotFound, UnknownRoute, bind
 from container.runtime.cgroup import CgroupFolders, cgroup_path
 
@@ -44,12 +53,18 @@ def spec(container: str, layer: Path, *arguments: str) -> SandboxSpec:
 
 
 @asynccontextmanager
-async def helper(tmp_path: Path, container: str) -> AsyncGenerator[tuple[trio.Process, Path]]:
-    """Run a helper process on a socket; it has ended when the block ends."""
+async def helper(
+    tmp_path: Path, container: str, *, left: bool = False
+) -> AsyncGenerator[tuple[trio.Process, Path]]:
+    """Run a helper process on a socket; it has ended when the block ends, and all is gone.
+
+    Args:
+        left: It is to be killed: its container stays.
+    """
     folder = tmp_path / "root" / "containers" / container
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     run = tmp_path / "run"
-    run.mkdir()
+    run.mkdir(exist_ok=True)
     path = run / "gate.sock"
     listener = bind(path)
     environment = {
@@ -74,6 +89,8 @@ async def helper(tmp_path: Path, container: str) -> AsyncGenerator[tuple[trio.Pr
         process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
+    if left:
+        return
     assert not CgroupFolders(cgroup_path(container)).folders()
     assert not (folder / "bundle" / "run").exists()
 
@@ -114,6 +131,64 @@ async def test_the_gate_offers_nothing_else(tmp_path: Path, layer: Path) -> None
                 await sandbox.state()
         assert not isinstance(caught.value, UnknownRoute | AssertionError)
         process.terminate()
+
+
+@asynccontextmanager
+async def orphan(pid: int) -> AsyncGenerator[None]:
+    """Reap an orphan at its end, as a launcher does; it may be ours or the first process's."""
+    pidfd = os.pidfd_open(pid)
+
+    async def reap() -> None:
+        await trio.lowlevel.wait_readable(pidfd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222, has ended
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reap)
+            yield
+    finally:
+        os.close(pidfd)
+
+
+async def test_a_killed_helper_loses_neither_the_container_nor_its_output_nor_its_status(
+    tmp_path: Path, layer: Path
+) -> None:
+    container = f"k{os.getpid()}"
+    script = (
+        'trap "echo ended; exit 9" TERM; i=0; '
+        "while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
+    )
+    log = tmp_path / "root" / "containers" / container / "log" / "data"
+    async with helper(tmp_path, container, left=True) as (process, path):
+        async with SandboxGate.connect(path) as gate:
+            async with (await gate.open()).connect() as sandbox:
+                wanted = spec(container, layer, "sh", "-c", script)
+                await sandbox.bootstrap(wanted, Stdio())
+                first = await sandbox.start("init")
+        process.kill()
+    await trio.sleep(0.1)  # nobody reads now
+    async with orphan(first.pid), helper(tmp_path, container) as (_, path):
+        async with SandboxGate.connect(path) as gate:
+            async with (await gate.open()).connect() as sandbox:
+                state = await sandbox.state()
+                assert state.phase is SandboxPhase.RUNNING
+                assert state.processes[0].pid == first.pid
+                assert (await sandbox.start("init")).pid == first.pid
+                out, stdout = pipe()
+                process_spec = ProcessSpec(arguments=("echo", "again"), environment=(PATH,))
+                await sandbox.create_process("x", process_spec, Stdio(stdout=stdout))
+                stdout.close()
+                await sandbox.start("x")
+                assert (await sandbox.wait("x")).code == 0
+                assert read_all(out) == b"again\n"
+                exit_status = await sandbox.stop(StopOptions())
+                assert exit_status.code in (9, None)  # older kernels can't say
+                await sandbox.shutdown()
+    lines = log.read_text().splitlines()
+    assert lines[-1] == "ended"
+    assert lines[:-1] == [f"line {number}" for number in range(1, len(lines))]
+    assert len(lines) > 5
 
 
 async def test_a_helper_that_is_told_to_stop_ends_its_container(

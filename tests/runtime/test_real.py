@@ -85,7 +85,7 @@ async def test_a_user_is_the_containers_own(runtime: str, tmp_path: Path, layer:
     async with sandbox(runtime, tmp_path, layer) as bench:
         text = await said(
             bench,
-            "id -u; id -g; id -G; pwd; echo $HOME; echo to-stderr > /dev/stderr",
+            "exec 2>&1; id -u; id -g; id -G; pwd; echo $HOME; echo to-stderr > /dev/stderr",
             process={"user": "ada", "working_directory": "/home/ada/new"},
         )
     assert text.splitlines() == [
@@ -267,16 +267,17 @@ async def test_a_further_process_is_confined_too(runtime: str, tmp_path: Path, l
     assert text.endswith("1000\n/tmp\n")
 
 
-async def test_what_a_killed_helper_left_is_swept_by_the_next(
+async def test_what_another_helper_made_can_be_ended_by_the_next(
     runtime: str, tmp_path: Path, layer: Path
 ) -> None:
     async with sandbox(runtime, tmp_path, layer) as bench:
         await bench.service.bootstrap(bench.spec("sleep", "100"), Stdio())
         await bench.service.start("init")
         async with SandboxService(bench.folder, bench.folder.name) as successor:
-            assert (await successor.state()).phase is SandboxPhase.EMPTY
+            assert (await successor.state()).phase is SandboxPhase.RUNNING
             await successor.shutdown()
-        assert (await bench.service.wait("init")).code == 137
+        # Two helpers are parents here: only one of them can have read the status.
+        assert (await bench.service.wait("init")).code in (137, None)
 
 
 async def test_a_thousand_lines_are_all_in_the_log(
