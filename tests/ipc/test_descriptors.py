@@ -8,8 +8,8 @@ import os
 import socket
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import attrs
@@ -127,10 +127,15 @@ def count() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@contextmanager
-def same_count() -> Iterator[None]:
+@asynccontextmanager
+async def same_count() -> AsyncGenerator[None]:
+    """Expect as many descriptors after as before, once all has come to rest.
+
+    A caller may have its reply a step before the handler, whose reply it is, has closed its own.
+    """
     before = count()
     yield
+    await trio.testing.wait_all_tasks_blocked()
     assert count() == before
 
 
@@ -149,8 +154,9 @@ def pipe_with(data: bytes) -> Iterator[Fd]:
 
 async def test_single(link: Any, files: FilesService) -> None:
     async with link(files) as proxy:
-        with same_count(), pipe_with(b"hello") as fd:
-            assert await proxy.read(fd) == b"hello"
+        async with same_count():
+            with pipe_with(b"hello") as fd:
+                assert await proxy.read(fd) == b"hello"
 
 
 async def test_multiple_in_their_order(link: Any, files: FilesService) -> None:
@@ -169,11 +175,12 @@ async def test_multiple_in_their_order(link: Any, files: FilesService) -> None:
 
 async def test_both_ways_in_one_call(link: Any, files: FilesService) -> None:
     async with link(files) as proxy:
-        with same_count(), pipe_with(b"one") as one, pipe_with(b"two") as two:
-            back = await proxy.swap(Streams(one, (two, one)))
-            with back.input, back.outputs[0], back.outputs[1]:
-                assert os.read(back.outputs[1].fileno(), 9) == b"two"
-                assert os.read(back.input.fileno(), 9) == b"one"
+        async with same_count():
+            with pipe_with(b"one") as one, pipe_with(b"two") as two:
+                back = await proxy.swap(Streams(one, (two, one)))
+                with back.input, back.outputs[0], back.outputs[1]:
+                    assert os.read(back.outputs[1].fileno(), 9) == b"two"
+                    assert os.read(back.input.fileno(), 9) == b"one"
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 900_000])
@@ -181,20 +188,22 @@ async def test_with_any_amount_of_bytes_around_them(
     link: Any, files: FilesService, size: int
 ) -> None:
     async with link(files) as proxy:
-        with same_count(), pipe_with(b"x") as one, pipe_with(b"y") as two:
-            back = await proxy.swap(Streams(one, (two,), b"n" * size))
-            with back.input, back.outputs[0]:
-                assert len(back.note) == size
-                assert os.read(back.input.fileno(), 9) == b"x"
+        async with same_count():
+            with pipe_with(b"x") as one, pipe_with(b"y") as two:
+                back = await proxy.swap(Streams(one, (two,), b"n" * size))
+                with back.input, back.outputs[0]:
+                    assert len(back.note) == size
+                    assert os.read(back.input.fileno(), 9) == b"x"
 
 
 async def test_off_the_loop_with_a_body_above_a_mebibyte(link: Any, files: FilesService) -> None:
     async with link(files) as proxy:
-        with same_count(), pipe_with(b"x") as one:
-            back = await proxy.swap(Streams(one, (), b"n" * 3_000_000))
-            with back.input:
-                assert len(back.note) == 3_000_000
-                assert os.read(back.input.fileno(), 9) == b"x"
+        async with same_count():
+            with pipe_with(b"x") as one:
+                back = await proxy.swap(Streams(one, (), b"n" * 3_000_000))
+                with back.input:
+                    assert len(back.note) == 3_000_000
+                    assert os.read(back.input.fileno(), 9) == b"x"
 
 
 @pytest.mark.parametrize("room", [1, 7, 64, 1000])
@@ -203,15 +212,16 @@ async def test_in_buffers_smaller_than_the_message(files: FilesService, room: in
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Server((files,)).serve, theirs)
         async with connect_contract(Files, ours) as proxy:
-            with same_count(), pipe_with(b"x") as one, pipe_with(b"y") as two:
-                back = await proxy.swap(Streams(one, (two,), b"n" * 500))
-                with back.input, back.outputs[0]:
-                    assert os.read(back.outputs[0].fileno(), 9) == b"y"
+            async with same_count():
+                with pipe_with(b"x") as one, pipe_with(b"y") as two:
+                    back = await proxy.swap(Streams(one, (two,), b"n" * 500))
+                    with back.input, back.outputs[0]:
+                        assert os.read(back.outputs[0].fileno(), 9) == b"y"
 
 
 async def test_many_at_once_each_with_its_own(link: Any, files: FilesService) -> None:
     async with link(files) as proxy:
-        with same_count():
+        async with same_count():
 
             async def one(index: int) -> None:
                 with pipe_with(str(index).encode()) as fd:
@@ -224,7 +234,7 @@ async def test_many_at_once_each_with_its_own(link: Any, files: FilesService) ->
 
 async def test_zero(link: Any, files: FilesService) -> None:
     async with link(files) as proxy:
-        with same_count():
+        async with same_count():
             assert await proxy.maybe(None) is False
             with pipe_with(b"") as fd:
                 assert await proxy.maybe(fd) is True
@@ -234,13 +244,14 @@ async def test_too_many_for_a_frame_is_the_callers_error_and_nothing_leaves(
     link: Any, files: FilesService
 ) -> None:
     async with link(files) as proxy:
-        with same_count(), pipe_with(b"") as fd:
-            with pytest.raises(InvalidArgument, match="33 descriptors, 32 are allowed"):
-                await proxy.keep(Streams(fd, (fd,) * 32))
-            given = [Fd.give(os.dup(fd.fileno())) for _ in range(33)]
-            with pytest.raises(InvalidArgument):
-                await proxy.keep(Streams(fd, tuple(given)))
-            assert all(each.closed for each in given)
+        async with same_count():
+            with pipe_with(b"") as fd:
+                with pytest.raises(InvalidArgument, match="33 descriptors, 32 are allowed"):
+                    await proxy.keep(Streams(fd, (fd,) * 32))
+                given = [Fd.give(os.dup(fd.fileno())) for _ in range(33)]
+                with pytest.raises(InvalidArgument):
+                    await proxy.keep(Streams(fd, tuple(given)))
+                assert all(each.closed for each in given)
         assert files.kept == []
 
 
@@ -251,8 +262,9 @@ async def test_too_many_in_a_result_is_the_handlers_error(link: Any, files: File
 
     greedy = Greedy()
     async with link(greedy) as proxy:
-        with same_count(), pipe_with(b"") as fd, pytest.raises(InvalidArgument):
-            await proxy.swap(Streams(fd))
+        async with same_count():
+            with pipe_with(b"") as fd, pytest.raises(InvalidArgument):
+                await proxy.swap(Streams(fd))
     greedy.close()
 
 
@@ -287,8 +299,9 @@ async def test_they_close_when_the_handler_raises(
     link: Any, files: FilesService, how: str, kind: type[Exception]
 ) -> None:
     async with link(files) as proxy:
-        with same_count(), pipe_with(b"") as fd, pytest.raises(kind):
-            await proxy.hold(fd, how)
+        async with same_count():
+            with pipe_with(b"") as fd, pytest.raises(kind):
+                await proxy.hold(fd, how)
 
 
 async def test_they_close_when_the_route_is_unknown_or_refused(
@@ -302,10 +315,11 @@ async def test_they_close_when_the_route_is_unknown_or_refused(
         nursery.start_soon(Server((files,), policy).serve, ours)
         await raw.greet_as_client()
         for route in ("files/hold", "files/nothing", "other/read"):
-            with same_count(), pipe_with(b"") as fd:
-                body = msgspec.msgpack.encode((route, None, 10**9, None, {}))
-                raw.send(raw.machine.call(body, 3)[1], [fd.fileno()] * 3)
-                await raw.next()
+            async with same_count():
+                with pipe_with(b"") as fd:
+                    body = msgspec.msgpack.encode((route, None, 10**9, None, {}))
+                    raw.send(raw.machine.call(body, 3)[1], [fd.fileno()] * 3)
+                    await raw.next()
         nursery.cancel_scope.cancel()
     raw.transport.close()
 
@@ -315,12 +329,13 @@ async def test_they_close_when_the_caller_is_cancelled_at_any_step(
 ) -> None:
     async with link(files) as proxy:
         for steps in range(25):
-            with same_count(), pipe_with(b"") as fd:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(proxy.hold, fd, "for ever")
-                    for _ in range(steps):
-                        await trio.lowlevel.checkpoint()
-                    nursery.cancel_scope.cancel()
+            async with same_count():
+                with pipe_with(b"") as fd:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(proxy.hold, fd, "for ever")
+                        for _ in range(steps):
+                            await trio.lowlevel.checkpoint()
+                        nursery.cancel_scope.cancel()
 
 
 async def test_they_close_when_a_result_crosses_the_cancellation_at_any_step(
@@ -329,7 +344,7 @@ async def test_they_close_when_a_result_crosses_the_cancellation_at_any_step(
     async with link(files) as proxy:
         connection = connection_of(proxy)
         for steps in range(25):
-            with same_count():
+            async with same_count():
                 got: list[Fd] = []
 
                 async def call(got: list[Fd] = got) -> None:
@@ -410,7 +425,7 @@ async def test_they_close_when_a_reply_cannot_be_decoded(raw_peer: Any) -> None:
 
             zero = msgspec.msgpack.Ext(2, b"\x00")
             for value, number in (("text", 3), (msgspec.msgpack.Ext(2, b"\x05"), 2)):
-                with same_count():
+                async with same_count():
                     nursery.start_soon(play, value, number)
                     with pytest.raises(Incompatible):
                         await proxy.open("x")
@@ -436,13 +451,14 @@ async def test_they_close_when_arguments_name_one_twice_or_none(
             {"input": 0},
             {"input": zero, "outputs": "no"},
         ):
-            with same_count(), pipe_with(b"") as fd:
-                body = msgspec.msgpack.encode(
-                    ("files/keep", None, 10**9, None, {"streams": streams})
-                )
-                raw.send(raw.machine.call(body, 2)[1], [fd.fileno()] * 2)
-                error = await raw.next()
-                assert error.error["code"] == "invalid-argument"
+            async with same_count():
+                with pipe_with(b"") as fd:
+                    body = msgspec.msgpack.encode(
+                        ("files/keep", None, 10**9, None, {"streams": streams})
+                    )
+                    raw.send(raw.machine.call(body, 2)[1], [fd.fileno()] * 2)
+                    error = await raw.next()
+                    assert error.error["code"] == "invalid-argument"
         nursery.cancel_scope.cancel()
     raw.transport.close()
     assert files.kept == []
@@ -482,13 +498,15 @@ async def test_given_ones_close_when_nothing_is_sent_at_all(raw_peer: Any) -> No
     async with trio.open_nursery() as nursery:
         nursery.start_soon(raw.greet_as_server, Files)
         async with connect_contract(Files, ours) as proxy:
-            with same_count(), trio.CancelScope() as scope:
-                scope.cancel()
-                await proxy.read(Fd.give(os.open("/dev/null", os.O_RDONLY)))
+            async with same_count():
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await proxy.read(Fd.give(os.open("/dev/null", os.O_RDONLY)))
             raw.transport.close()
             await connection_of(proxy).wait_lost()
-            with same_count(), pytest.raises(PeerGone):
-                await proxy.keep(Streams(Fd.give(os.open("/dev/null", os.O_RDONLY))))
+            async with same_count():
+                with pytest.raises(PeerGone):
+                    await proxy.keep(Streams(Fd.give(os.open("/dev/null", os.O_RDONLY))))
 
 
 # --- ownership ------------------------------------------------------------------------------------
@@ -524,7 +542,7 @@ async def test_a_result_belongs_to_its_receiver_and_a_borrowed_one_stays_here_to
     link: Any, files: FilesService, how: str
 ) -> None:
     async with link(files) as proxy:
-        with same_count():
+        async with same_count():
             with await proxy.open(how) as fd:
                 assert fd.ownership is Ownership.OWNED
                 assert os.path.samestat(os.fstat(fd.fileno()), os.stat("/dev/null"))
@@ -535,8 +553,9 @@ async def test_a_result_that_was_closed_already_is_a_bug_of_the_handler(
     link: Any, files: FilesService
 ) -> None:
     async with link(files) as proxy:
-        with same_count(), pytest.raises(InternalError):
-            await proxy.open("closed")
+        async with same_count():
+            with pytest.raises(InternalError):
+                await proxy.open("closed")
 
 
 async def test_a_taken_argument_outlives_its_call_and_is_closed_on_exec(
@@ -570,17 +589,19 @@ async def test_an_argument_passed_on_to_a_third_service_arrives_there(
     async with link(files) as inner:
         relay = Relay(inner)
         async with link(relay) as proxy:
-            with same_count(), pipe_with(b"over two hops") as fd:
-                assert await proxy.read(fd) == b"over two hops"
+            async with same_count():
+                with pipe_with(b"over two hops") as fd:
+                    assert await proxy.read(fd) == b"over two hops"
         relay.close()
 
 
 async def test_a_stranger_is_told_no_and_its_descriptors_close(
     link: Any, files: FilesService
 ) -> None:
-    with same_count(), pytest.raises(PermissionDenied):
-        async with link(files, policy=users([])):
-            raise AssertionError("it was admitted")
+    async with same_count():
+        with pytest.raises(PermissionDenied):
+            async with link(files, policy=users([])):
+                raise AssertionError("it was admitted")
 
 
 async def test_an_unknown_route_closes_them_for_a_newer_client(link: Any) -> None:
@@ -595,8 +616,9 @@ async def test_an_unknown_route_closes_them_for_a_newer_client(link: Any) -> Non
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Server((OlderService(),)).serve, theirs)
         async with connect_contract(Files, ours) as proxy:
-            with same_count(), pipe_with(b"") as fd, pytest.raises(UnknownRoute):
-                await proxy.read(fd)
+            async with same_count():
+                with pipe_with(b"") as fd, pytest.raises(UnknownRoute):
+                    await proxy.read(fd)
 
 
 # --- Fd by itself ---------------------------------------------------------------------------------
