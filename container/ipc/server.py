@@ -127,6 +127,7 @@ class Server:
         Running out of descriptors makes it wait, not fail; other connections go on.
         """
         listener.setblocking(False)
+        full = False
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.lowlevel.wait_readable(listener)
@@ -139,9 +140,12 @@ class Server:
                         raise
                     # The kernel keeps the connection queued and readable; nothing tells when a
                     # descriptor becomes free.
-                    logger.warning("can't accept: %s", error.strerror)
+                    if not full:
+                        logger.warning("can't accept: %s", error.strerror)
+                    full = True
                     await trio.sleep(0.05)
                     continue
+                full = False
                 nursery.start_soon(self._serve_accepted, accepted, name="connection")
 
     async def _serve_accepted(self, accepted: socket.socket) -> None:
@@ -200,8 +204,11 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a listener whose backlog is full is alive
         try:
             probe.connect(path)
+        except BlockingIOError:
+            return
         except ConnectionRefusedError:
             os.unlink(path)
 
