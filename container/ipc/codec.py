@@ -11,6 +11,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, cast
 
 import attrs
@@ -41,12 +42,6 @@ _encode_plain = msgspec.msgpack.Encoder(enc_hook=_nothing_beside).encode
 """Made once: making one costs as much as a small message."""
 
 
-def _encode(value: object, outgoing: Outgoing) -> bytes:
-    if outgoing is NOTHING_OUT:
-        return _encode_plain(value)
-    return msgspec.msgpack.encode(value, enc_hook=outgoing.hook)
-
-
 def _decode(raw: msgspec.Raw, incoming: Incoming) -> Any:
     if incoming is NOTHING_IN:
         return _decode_plain(raw)
@@ -60,7 +55,9 @@ def encode(value: object, outgoing: Outgoing, where: str) -> bytes:
         InvalidArgument: it holds something that can't travel.
     """
     try:
-        return _encode(value, outgoing)
+        if outgoing is NOTHING_OUT:
+            return _encode_plain(value)
+        return msgspec.msgpack.encode(value, enc_hook=outgoing.hook)
     except RecursionError as error:
         raise InvalidArgument(f"{where}: nested too deeply") from error
     except (ValueError, TypeError, OverflowError) as error:
@@ -140,6 +137,10 @@ class RouteCodec:
         """Return the arguments in the order of the parameters, defaults filled in."""
         if not kwargs and len(args) == len(self.names):
             return args
+        if len(args) + len(kwargs) == len(self.names):
+            # `Signature.bind` costs more than the rest of a small call: it is left the other cases.
+            with suppress(KeyError):
+                return [*args, *(kwargs[name] for name in self.names[len(args) :])]
         bound = self.route.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return list(bound.arguments.values())
@@ -184,6 +185,8 @@ class RouteCodec:
                 made[name] = known[0](value, known[1])
             except Exception as error:
                 raise InvalidArgument(f"{where}: {reason(error, name)}") from error
+        if len(made) == len(self.names):
+            return made
         for name in self.required:
             if name not in made:
                 raise InvalidArgument(f"{where}: argument {name!r} is missing")
@@ -191,7 +194,10 @@ class RouteCodec:
 
     def result(self, value: Any, outgoing: Outgoing) -> bytes:
         """Encode a handler's result as a reply's payload."""
-        return _encode((self.result_out(value),), outgoing)
+        body = (self.result_out(value),)
+        if outgoing is NOTHING_OUT:
+            return _encode_plain(body)
+        return msgspec.msgpack.encode(body, enc_hook=outgoing.hook)
 
     def result_of(self, raw: msgspec.Raw | None, incoming: Incoming) -> Any:
         """Decode a reply.

@@ -19,7 +19,7 @@ import enum
 import logging
 import math
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -28,7 +28,7 @@ import trio
 from attrs import define, frozen
 
 from container.ipc import context, tracing, wire_errors
-from container.ipc.codec import Incoming, Outgoing, RouteCodec, encode
+from container.ipc.codec import NOTHING_IN, NOTHING_OUT, Incoming, Outgoing, RouteCodec, encode
 from container.ipc.errors import ContainerError, Fate, Overloaded, PeerGone
 from container.ipc.greeting import Greeting
 from container.ipc.handling import Handler, Handlers, check_size
@@ -207,27 +207,21 @@ class Connection:
             trio.ClosedResourceError: this side's own block of the connection ended.
         """
         values = codec.lower(codec.bind(args, kwargs))
+        outgoing = Outgoing() if codec.arguments_hold else NOTHING_OUT
+        trace = tracing.current()
         if not tracing.active():
-            return await self._call(codec, values, tracing.current())
-        span = tracing.begin("client", codec.route.path, tracing.current())
+            event = await self.call_raw(codec.path, values, outgoing, trace)
+            if not event.descriptors and self._is_small(event):
+                return codec.result_of(event.value, NOTHING_IN)
+            return await self._decode(codec, event)
+        span = tracing.begin("client", codec.path, trace)
         try:
-            result = await self._call(codec, values, span.traceparent)
+            event = await self.call_raw(codec.path, values, outgoing, span.traceparent)
+            result = await self._decode(codec, event)
         except BaseException as error:
             tracing.finish(span, error)
             raise
         tracing.finish(span)
-        return result
-
-    async def _call(self, codec: RouteCodec, values: dict[str, Any], trace: str | None) -> Any:
-        event = await self.call_raw(codec.route.path, values, Outgoing(), trace)
-        incoming = Incoming.of(event.descriptors)
-        try:
-            result = await self._decode(codec, event, incoming)
-        except BaseException:
-            incoming.close()
-            raise
-        if incoming.descriptors:
-            incoming.close_unclaimed()
         return result
 
     async def call_raw(
@@ -246,37 +240,58 @@ class Connection:
         """
         encoded = False
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            while not self.lost and self._full():
+            until = trio.current_effective_deadline()
+            if until == -math.inf:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            machine = self._machine
+            while not self.lost and len(machine.outgoing) >= machine.peer_in_flight:
                 await self._room.park()
+                until = trio.current_effective_deadline()
             if self.lost or self._closed_here or self._draining is not None:
                 raise self._gone(route, Fate.NOT_SENT)
             grace = context.grace_of_task(self._limits.grace_seconds)
-            remaining = trio.current_effective_deadline() - trio.current_time()
-            timeout = None if math.isinf(remaining) else math.ceil(max(remaining, 0) * 1e9)
+            timeout = None
+            if until != math.inf:
+                timeout = math.ceil(max(until - trio.current_time(), 0) * 1e9)
             encoded = True
             payload = encode((route, timeout, int(grace * 1e9), trace, values), outgoing, route)
-            check_size(route, payload, outgoing, self._machine)
-            return await self._exchange(route, payload, outgoing.filenos(), grace)
+            descriptors: Sequence[int] = outgoing.filenos() if outgoing.descriptors else ()
+            if descriptors or len(payload) > machine.peer_frame_bytes:
+                check_size(route, payload, outgoing, machine)
+            return await self._exchange(route, payload, descriptors, grace)
         finally:
-            if not encoded:
-                # What was given away is closed however the call ends: encoding finds it.
-                with suppress(ContainerError):
-                    encode(values, outgoing, route)
-            outgoing.sent(result=False)
+            if outgoing is not NOTHING_OUT:
+                if not encoded:
+                    # What was given away is closed however the call ends: encoding finds it.
+                    with suppress(ContainerError):
+                        encode(values, outgoing, route)
+                outgoing.sent(result=False)
 
-    async def _decode(self, codec: RouteCodec, event: ReplyReceived, incoming: Incoming) -> Any:
-        # Not a checkpoint for small replies: the value must not be lost to a cancellation.
-        if event.value is None or len(event.value) <= self._limits.decode_inline_bytes:
-            return codec.result_of(event.value, incoming)
+    def _is_small(self, event: ReplyReceived) -> bool:
+        return event.value is None or len(event.value) <= self._limits.decode_inline_bytes
+
+    async def _decode(self, codec: RouteCodec, event: ReplyReceived) -> Any:
+        incoming = Incoming.of(event.descriptors)
+        try:
+            # Not a checkpoint for small replies: the value must not be lost to a cancellation.
+            if self._is_small(event):
+                result = codec.result_of(event.value, incoming)
+            else:
+                result = await self._decode_aside(codec, event, incoming)
+        except BaseException:
+            incoming.close()
+            raise
+        incoming.close_unclaimed()
+        return result
+
+    async def _decode_aside(
+        self, codec: RouteCodec, event: ReplyReceived, incoming: Incoming
+    ) -> Any:
         with trio.CancelScope(shield=True):
             return await trio.to_thread.run_sync(codec.result_of, event.value, incoming)
 
-    def _full(self) -> bool:
-        return len(self._machine.outgoing) >= self._machine.peer_in_flight
-
     async def _exchange(
-        self, route: str, payload: bytes, descriptors: list[int], grace: float
+        self, route: str, payload: bytes, descriptors: Sequence[int], grace: float
     ) -> ReplyReceived:
         number, data = self._machine.call(payload, len(descriptors))
         try:
@@ -399,15 +414,15 @@ class Connection:
         if isinstance(event, ReplyReceived):
             if self._room:
                 self._room.unpark()
-            call = self._pending.get(event.id)
+            call = self._pending.pop(event.id, None)
             if event.abandoned or call is None:
                 Incoming.of(event.descriptors).close()
-                return
-            if not self._judge.admits(event.sender, None):
+            elif self._judge.admits(event.sender, None):
+                trio.lowlevel.reschedule(call.task, outcome.Value(event))
+            else:
                 Incoming.of(event.descriptors).close()
-                self._wake(call, outcome.Error(self._judge.stranger(event.sender, call.route)))
-                return
-            self._wake(call, outcome.Value(event))
+                stranger = self._judge.stranger(event.sender, call.route)
+                trio.lowlevel.reschedule(call.task, outcome.Error(stranger))
         elif isinstance(event, CallReceived):
             self._take_call(event)
         elif isinstance(event, CallDropped):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from container.ipc.peer import Peer
 
@@ -27,14 +27,14 @@ class Handling:
     grace: float
     """Seconds that its caller waits for its end after a cancellation."""
     scope: trio.CancelScope
+    detached: set[trio.CancelScope]
+    at_end: set[Callable[[], None]]
+    """Called once when the connection that the call came on ends; must not block or raise."""
     cancelled: bool = False
     """The caller has sent a cancel."""
     overstayed: bool = False
     over: bool = False
     """Nothing may go on: cancelled, its connection ended, or the server stops."""
-    detached: set[trio.CancelScope] = field(factory=set[trio.CancelScope])
-    at_end: set[Callable[[], None]] = field(factory=set[Callable[[], None]])
-    """Called once when the connection that the call came on ends; must not block or raise."""
 
     @property
     def deadline(self) -> float:

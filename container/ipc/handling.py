@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -187,6 +187,7 @@ class Handlers:
             peer=self._judge.peer(event.sender),
             grace=max(0, payload.grace) / 1e9,
             scope=trio.CancelScope(deadline=deadline),
+            detached=set(),
             at_end=self._at_end,
         )
         self._running[event.id] = handling
@@ -237,7 +238,19 @@ class Handlers:
                 if handling.over or self._stopping:
                     # Cancelled before the first step: the handler is not started.
                     await trio.lowlevel.checkpoint()
-                reply = await self._work(handler, payload, incoming, outgoing)
+                codec, raw = handler.codec, payload.arguments
+                if len(raw) > self._limits.decode_inline_bytes:
+                    arguments = await trio.to_thread.run_sync(codec.arguments, raw, incoming)
+                else:
+                    arguments = codec.arguments(raw, incoming)
+                if descriptors:
+                    incoming.close_unclaimed()
+                result = await handler.method(**arguments)
+                # Encoding runs in the same step as the handler's return: a cancel that comes later
+                # finds the work done, and the reply wins.
+                encoded = codec.result(result, outgoing)
+                check_size(codec.path, encoded, outgoing, self._machine)
+                reply = encoded
         except trio.Cancelled as cancelled:
             stopped = True
             failure = cancelled
@@ -259,24 +272,6 @@ class Handlers:
             if span is not None:
                 tracing.finish(span, failure)
 
-    async def _work(
-        self, handler: Handler, payload: CallPayload, incoming: Incoming, outgoing: Outgoing
-    ) -> bytes:
-        if len(payload.arguments) > self._limits.decode_inline_bytes:
-            arguments = await trio.to_thread.run_sync(
-                handler.codec.arguments, payload.arguments, incoming
-            )
-        else:
-            arguments = handler.codec.arguments(payload.arguments, incoming)
-        if incoming.descriptors:
-            incoming.close_unclaimed()
-        result = await handler.method(**arguments)
-        # Encoding runs in the same step as the handler's return: a cancel that comes later finds
-        # the work done, and the reply wins.
-        reply = handler.codec.result(result, outgoing)
-        check_size(handler.codec.path, reply, outgoing, self._machine)
-        return reply
-
     def _answer(
         self,
         handling: context.Handling,
@@ -294,7 +289,8 @@ class Handlers:
         if self._lost.is_set():
             return None
         if reply is not None:
-            return self._reply(handling, reply, outgoing.filenos())
+            descriptors = outgoing.filenos() if outgoing.descriptors else ()
+            return self._reply(handling, reply, descriptors)
         ended_by = EndedBy.ITSELF
         error: BaseException
         if stopped:
@@ -314,7 +310,7 @@ class Handlers:
         return None
 
     def _reply(
-        self, handling: context.Handling, reply: bytes, descriptors: list[int]
+        self, handling: context.Handling, reply: bytes, descriptors: Sequence[int]
     ) -> Frame | None:
         data = self._machine.reply(handling.id, reply, len(descriptors))
         try:

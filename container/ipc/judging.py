@@ -45,7 +45,7 @@ class Judge:
 
     def admits(self, sender: Hashable, route: str | None) -> bool:
         """Is this sender admitted?"""
-        return admits(self._policy, self.peer(sender), route)
+        return admits(self._policy, self._peers.get(sender) or self.peer(sender), route)
 
     def stranger(self, sender: Hashable, route: str) -> PermissionDenied:
         """Return the error for a sender that is not admitted."""

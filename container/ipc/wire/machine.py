@@ -289,9 +289,9 @@ class Machine:
             return []
         if not self._buffer and not self._descriptors and self.state is State.OPEN:
             # Nearly every read gives one whole frame of a call without descriptors.
-            event = self._whole(data, sender)
-            if event is not None:
-                return [event]
+            whole = self._whole(data, sender)
+            if whole:
+                return whole
         buffer: bytes | bytearray = data
         held = len(self._buffer)
         if held:
@@ -316,10 +316,10 @@ class Machine:
         self._buffer_sender = sender
         return events
 
-    def _whole(self, data: bytes, sender: Hashable) -> Event | None:
-        """Take a call or a reply that is all there is; None for whatever is not just that."""
+    def _whole(self, data: bytes, sender: Hashable) -> list[Event]:
+        """Take a call or a reply that is all there is; nothing of whatever is not just that."""
         if len(data) < HEADER_BYTES:
-            return None
+            return []
         length, code, flags, count, number = _unpack(data)
         if (
             length != len(data) - HEADER_BYTES
@@ -327,12 +327,12 @@ class Machine:
             or length > self.limits.frame_bytes
             or not self._hello_sent
         ):
-            return None
+            return []
         if code == _CALL and flags == 0:
-            return self._call(number, data[HEADER_BYTES:], 0, sender)
+            return [self._call(number, data[HEADER_BYTES:], 0, sender)]
         if code == _REPLY and flags == FROM_CALLEE:
-            return self._reply(number, data[HEADER_BYTES:], 0, sender)
-        return None
+            return [self._reply(number, data[HEADER_BYTES:], 0, sender)]
+        return []
 
     def _frames(self, buffer: bytes | bytearray, sender: Hashable, events: list[Event]) -> int:
         """Take the whole frames of a buffer; return where the rest begins."""
@@ -490,7 +490,7 @@ class Machine:
             call = _decode_call(payload)
         except UNDECODABLE:
             call = None
-        return CallReceived(number, call, self._take(count), sender)
+        return CallReceived(number, call, self._take(count) if count else [], sender)
 
     def _reply(self, number: int, payload: bytes, count: int, sender: Hashable) -> ReplyReceived:
         abandoned = self._terminal(number, "reply")
@@ -499,7 +499,7 @@ class Machine:
             value = _decode_value(payload).value
         except UNDECODABLE:
             value = None
-        return ReplyReceived(number, value, self._take(count), sender, abandoned)
+        return ReplyReceived(number, value, self._take(count) if count else [], sender, abandoned)
 
     def _terminal(self, number: int, what: str) -> bool:
         state = self.outgoing.pop(number, None)
