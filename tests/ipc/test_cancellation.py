@@ -18,6 +18,7 @@ import trio.testing
 from container.ipc import (
     Actor,
     Contract,
+    Fate,
     Limits,
     PeerGone,
     Unavailable,
@@ -171,6 +172,90 @@ async def test_a_caller_killed_by_sigkill_leaves_no_handler_running_over_three_h
                     await child.wait()
             await trio.testing.wait_all_tasks_blocked()
             assert leaf.running == 0
+
+
+MIDDLE = """
+import os, sys, trio
+from abc import abstractmethod
+from container.ipc import Actor, Contract, open_service
+
+class Holder(Contract, name="holder"):
+    @abstractmethod
+    async def hold(self) -> None: ...
+    @abstractmethod
+    async def touch(self) -> int: ...
+
+class Relay(Actor, Holder):
+    def __init__(self, inner):
+        self.inner = inner
+    async def hold(self) -> None:
+        await self.inner.hold()
+    async def touch(self) -> int:
+        return await self.inner.touch()
+
+async def main():
+    async with Holder.connect(sys.argv[1]) as inner, open_service(Relay(inner), at=sys.argv[2]):
+        os.write(1, b"ready")
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+@asynccontextmanager
+async def middle_process(leaf: Leaf, folder: Path) -> AsyncGenerator[tuple[Any, trio.Process]]:
+    """Hold a proxy whose calls go through another process and come back to `leaf`."""
+    async with open_service(leaf, at=folder / "leaf"):
+        command = [sys.executable, "-c", MIDDLE, folder / "leaf", folder / "middle"]
+        child = await trio.lowlevel.open_process(command, stdout=-1)
+        assert child.stdout is not None
+        try:
+            with trio.fail_after(30):
+                assert await child.stdout.receive_some() == b"ready"
+            async with Holder.connect(folder / "middle") as holder:
+                yield holder, child
+        finally:
+            child.kill()
+            with trio.CancelScope(shield=True):
+                await child.wait()
+                await child.stdout.aclose()
+
+
+async def test_a_process_killed_in_the_middle_ends_its_callers_and_its_callees(
+    tmp_path: Path,
+) -> None:
+    leaf = Leaf()
+    with trio.fail_after(60):
+        async with middle_process(leaf, tmp_path) as (holder, child):
+            async with trio.open_nursery() as nursery:
+
+                async def kill() -> None:
+                    await leaf.started.wait()
+                    child.send_signal(signal.SIGKILL)
+
+                nursery.start_soon(kill)
+                with pytest.raises(PeerGone) as caught:
+                    await holder.hold()
+                assert caught.value.fate is Fate.UNKNOWN
+            await leaf.ended.wait()
+            assert leaf.running == 0
+            with pytest.raises(PeerGone) as caught:
+                await holder.touch()
+            assert caught.value.fate is Fate.NOT_SENT
+
+
+async def test_a_cancellation_crosses_another_process_and_waits_for_the_far_end(
+    tmp_path: Path,
+) -> None:
+    leaf = Leaf()
+    with trio.fail_after(60):
+        async with middle_process(leaf, tmp_path) as (holder, _):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(holder.hold)
+                await leaf.started.wait()
+                nursery.cancel_scope.cancel()
+            assert leaf.running == 0
+            assert await holder.touch() == 0
 
 
 async def test_a_server_that_shuts_down_ends_its_handlers_as_unavailable(link: Any) -> None:
