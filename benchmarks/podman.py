@@ -38,8 +38,10 @@ class Podman:
 
 
 @contextmanager
-def open_podman(layout: Path, image: str) -> Generator[Podman]:
+def open_podman(layout: Path, image: str, within: str | None = None) -> Generator[Podman]:
     """Hold a podman whose only image is `image`, taken from an OCI layout directory.
+
+    All of its state is in a folder within `within`, or the temporary folder.
 
     Raises:
         PeerUnavailable: it is not installed, or does not work here.
@@ -47,7 +49,7 @@ def open_podman(layout: Path, image: str) -> Generator[Podman]:
     program = shutil.which("podman")
     if program is None:
         raise PeerUnavailable("podman is not installed")
-    with tempfile.TemporaryDirectory(prefix="bench-podman-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-podman-", dir=within) as folder:
         configuration = Path(folder) / "containers.conf"
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         # Its defaults raise limits, which a machine without CAP_SYS_RESOURCE refuses; and its

@@ -49,18 +49,19 @@ class System:
 
 
 @contextmanager
-def open_system(*, traced: bool = False) -> Generator[System]:
+def open_system(*, traced: bool = False, within: str | None = None) -> Generator[System]:
     """Hold a running system that has one image, named `bench`.
 
     Args:
         traced: Have every process write its spans to `System.trace`.
+        within: The folder for all of its state; None is the temporary folder.
 
     Raises:
         PeerUnavailable: it can't run here; the message says why.
     """
     if os.geteuid() != 0:
         raise PeerUnavailable("containers need root")
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=within) as name:
         folder = Path(name)
         environment = {
             **os.environ,
