@@ -15,7 +15,6 @@ Frames are sent by `writing`, the peer's calls run in `handling`, senders are ju
 
 from __future__ import annotations
 
-import enum
 import logging
 import math
 import os
@@ -25,7 +24,7 @@ from typing import Any
 
 import outcome
 import trio
-from attrs import define, frozen
+from attrs import frozen
 
 from container.ipc import context, tracing, wire_errors
 from container.ipc.codec import NOTHING_IN, NOTHING_OUT, Incoming, Outgoing, RouteCodec, encode
@@ -35,6 +34,7 @@ from container.ipc.handling import Handler, Handlers, check_size
 from container.ipc.judging import Judge
 from container.ipc.liveness import Liveness
 from container.ipc.peer import Policy
+from container.ipc.pending import Call, Stage
 from container.ipc.transport import READ_BYTES, Transport, TransportBroken
 from container.ipc.wire.frames import EndedBy
 from container.ipc.wire.limits import Limits
@@ -53,35 +53,13 @@ from container.ipc.wire.machine import (
     ReplyReceived,
     State,
 )
-from container.ipc.writing import TOO_MANY_DESCRIPTORS, Frame, Writer
+from container.ipc.writing import TOO_MANY_DESCRIPTORS, Writer
 
 logger = logging.getLogger("container.ipc")
 
 _partial = Budget(Limits().partial_bytes)
 PONGS_QUEUED = 64
 """A flood of pings must not fill memory while nothing can be written."""
-
-
-class _Stage(enum.Enum):
-    """Where a call stands, seen from its caller."""
-
-    SENT = "sent"
-    """Or waiting to be written: its frame knows."""
-    HELD = "held"
-    """A deadline terminal came before the caller's own deadline."""
-    CANCELLING = "cancelling"
-
-
-@define(slots=True, eq=False)
-class _Call:
-    id: int
-    route: str
-    task: trio.lowlevel.Task
-    frame: Frame | None
-    """What waits, or waited, to be written; None if all of it left at once."""
-    stage: _Stage = _Stage.SENT
-    raise_cancel: Callable[[], Any] | None = None
-    held: ErrorReceived | None = None
 
 
 @frozen
@@ -127,7 +105,7 @@ class Connection:
         self._handlers = Handlers(
             self._machine, self._writer, self._judge, limits, routes or {}, offered or {}, denied
         )
-        self._pending: dict[int, _Call] = {}
+        self._pending: dict[int, Call] = {}
         self._room = trio.lowlevel.ParkingLot()
         self._liveness = Liveness(
             limits.liveness_seconds,
@@ -258,7 +236,8 @@ class Connection:
             descriptors: Sequence[int] = outgoing.filenos() if outgoing.descriptors else ()
             if descriptors or len(payload) > machine.peer_frame_bytes:
                 check_size(route, payload, outgoing, machine)
-            return await self._exchange(route, payload, descriptors, grace)
+            abort = self._begin(route, payload, descriptors, grace)
+            return await trio.lowlevel.wait_task_rescheduled(abort)
         finally:
             if outgoing is not NOTHING_OUT:
                 if not encoded:
@@ -290,9 +269,10 @@ class Connection:
         with trio.CancelScope(shield=True):
             return await trio.to_thread.run_sync(codec.result_of, event.value, incoming)
 
-    async def _exchange(
+    def _begin(
         self, route: str, payload: bytes, descriptors: Sequence[int], grace: float
-    ) -> ReplyReceived:
+    ) -> Callable[[Callable[[], Any]], trio.lowlevel.Abort]:
+        """Send a call of this task; return what its wait for the terminal is aborted with."""
         number, data = self._machine.call(payload, len(descriptors))
         try:
             frame = self._writer.transmit(data, descriptors)
@@ -303,7 +283,7 @@ class Connection:
             raise
         if self.lost:
             raise self._gone(route, Fate.NOT_SENT)
-        call = _Call(number, route, trio.lowlevel.current_task(), frame)
+        call = Call(number, route, trio.lowlevel.current_task(), frame)
         # Only now: losing the connection wakes what is pending, and this task does not wait yet.
         self._pending[number] = call
         if frame is not None and descriptors:
@@ -313,20 +293,20 @@ class Connection:
         def abort(raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
             # Called once, must not raise: after it only a terminal, the grace's end or the
             # connection's end can wake this task.
-            if call.stage is _Stage.HELD:
+            if call.stage is Stage.HELD:
                 self._pending.pop(number, None)
                 return trio.lowlevel.Abort.SUCCEEDED
             if frame is not None and self._writer.withdraw(frame):
                 self._pending.pop(number, None)
                 self._forget(number)
                 return trio.lowlevel.Abort.SUCCEEDED
-            call.stage, call.raise_cancel = _Stage.CANCELLING, raise_cancel
+            call.stage, call.raise_cancel = Stage.CANCELLING, raise_cancel
             self._writer.send_control(self._machine.cancel(number, int(grace * 1e9)))
             assert self._io is not None
             self._io.start_soon(self._grace_timer, call, grace)
             return trio.lowlevel.Abort.FAILED
 
-        return await trio.lowlevel.wait_task_rescheduled(abort)
+        return abort
 
     def _forget(self, number: int) -> None:
         """Give back the id of a call of which no byte was sent."""
@@ -336,17 +316,17 @@ class Connection:
     def _overloaded(self, route: str) -> Overloaded:
         return Overloaded(f"{route}: too many descriptors of this user are in flight")
 
-    def _refused(self, call: _Call) -> None:
+    def _refused(self, call: Call) -> None:
         if call.id in self._pending:
             self._forget(call.id)
             self._wake(call, outcome.Error(self._overloaded(call.route)))
 
     @trio.lowlevel.enable_ki_protection
-    async def _grace_timer(self, call: _Call, grace: float) -> None:
+    async def _grace_timer(self, call: Call, grace: float) -> None:
         await trio.sleep(grace)
         if self._pending.get(call.id) is not call:
             return
-        if call.stage is _Stage.HELD:
+        if call.stage is Stage.HELD:
             assert call.held is not None
             self._wake(call, outcome.Error(wire_errors.from_wire(call.held.error)))
             return
@@ -358,7 +338,7 @@ class Connection:
         assert call.raise_cancel is not None
         self._wake(call, outcome.capture(call.raise_cancel))
 
-    def _wake(self, call: _Call, result: outcome.Outcome[Any]) -> None:
+    def _wake(self, call: Call, result: outcome.Outcome[Any]) -> None:
         if self._pending.pop(call.id, None) is call:
             trio.lowlevel.reschedule(call.task, result)
 
@@ -424,7 +404,11 @@ class Connection:
                 stranger = self._judge.stranger(event.sender, call.route)
                 trio.lowlevel.reschedule(call.task, outcome.Error(stranger))
         elif isinstance(event, CallReceived):
-            self._take_call(event)
+            if self._writer.answers and self._overfed():
+                Incoming.of(event.descriptors).close()
+                self._lose(f"protocol: more than {self._limits.in_flight} unanswered calls")
+                return
+            self._handlers.start(event)
         elif isinstance(event, CallDropped):
             Incoming.of(event.descriptors).close()
         elif isinstance(event, ErrorReceived):
@@ -444,14 +428,9 @@ class Connection:
                     self._writer.withdraw(call.frame)
                 self._end(call, Fate.NOT_SENT)
 
-    def _take_call(self, event: CallReceived) -> None:
-        unread = self._writer.answers
-        if unread and len(self._machine.incoming) + unread > self._limits.in_flight:
-            # It calls and does not read: its answers would fill memory.
-            Incoming.of(event.descriptors).close()
-            self._lose(f"protocol: more than {self._limits.in_flight} unanswered calls")
-            return
-        self._handlers.start(event)
+    def _overfed(self) -> bool:
+        # It calls and does not read: its answers would fill memory.
+        return len(self._machine.incoming) + self._writer.answers > self._limits.in_flight
 
     def _take_error(self, event: ErrorReceived) -> None:
         if event.id == 0:
@@ -466,13 +445,13 @@ class Connection:
             self._wake(call, outcome.Error(self._judge.stranger(event.sender, call.route)))
         elif event.ended_by is EndedBy.ITSELF:
             self._wake(call, outcome.Error(wire_errors.from_wire(event.error)))
-        elif call.stage is _Stage.CANCELLING:
+        elif call.stage is Stage.CANCELLING:
             assert call.raise_cancel is not None
             self._wake(call, outcome.capture(call.raise_cancel))
         elif event.ended_by is EndedBy.DEADLINE:
             # The caller's own scope should fire now; if it moved its deadline later, the callee's
             # word stands once the grace is over.
-            call.stage, call.held = _Stage.HELD, event
+            call.stage, call.held = Stage.HELD, event
             assert self._io is not None
             self._io.start_soon(self._grace_timer, call, self._limits.grace_seconds)
         else:
@@ -508,13 +487,13 @@ class Connection:
         if self._io is not None:
             self._io.cancel_scope.cancel()
 
-    def _end(self, call: _Call, fate: Fate) -> None:
+    def _end(self, call: Call, fate: Fate) -> None:
         """End a call whose terminal frame will not come."""
-        if call.stage is _Stage.CANCELLING:
+        if call.stage is Stage.CANCELLING:
             logger.info("%s was cancelled; its fate is unknown: %s", call.route, self._why)
             assert call.raise_cancel is not None
             self._wake(call, outcome.capture(call.raise_cancel))
-        elif call.stage is _Stage.HELD:
+        elif call.stage is Stage.HELD:
             assert call.held is not None
             self._wake(call, outcome.Error(wire_errors.from_wire(call.held.error)))
         else:
@@ -550,7 +529,7 @@ class Connection:
             self._closed_here = self._draining is None
             for call in list(self._pending.values()):
                 withdrawn = call.frame is not None and self._writer.withdraw(call.frame)
-                if not withdrawn and call.stage is _Stage.SENT:
+                if not withdrawn and call.stage is Stage.SENT:
                     self._writer.send_control(self._machine.cancel(call.id, 0))
                 self._end(call, Fate.UNKNOWN)
             self._room.unpark_all()
