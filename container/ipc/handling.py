@@ -8,7 +8,6 @@ handlers live in a nursery that the server's scope reaches, the reader and the w
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -178,15 +177,15 @@ class Handlers:
             return
         assert payload is not None
         assert self._nursery is not None
-        deadline = math.inf
+        scope = trio.CancelScope()
         if payload.timeout is not None:
-            deadline = trio.current_time() + max(0, payload.timeout) / 1e9 + SLACK
+            scope.deadline = trio.current_time() + max(0, payload.timeout) / 1e9 + SLACK
         handling = context.Handling(
             id=event.id,
             route=route,
             peer=self._judge.peer(event.sender),
             grace=max(0, payload.grace) / 1e9,
-            scope=trio.CancelScope(deadline=deadline),
+            scope=scope,
             detached=set(),
             at_end=self._at_end,
         )
@@ -264,7 +263,13 @@ class Handlers:
             if descriptors:
                 incoming.close()
             handling.cancel_detached()
-            frame = self._answer(handling, reply, outgoing, failure, stopped)
+            del self._running[handling.id]
+            frame = None
+            if not self._lost.is_set():
+                if reply is not None:
+                    frame = self._reply(handling, reply, outgoing)
+                else:
+                    self._fail(handling, failure, stopped)
             if frame is not None:
                 await self._written(frame)
             if outgoing.descriptors:
@@ -272,25 +277,10 @@ class Handlers:
             if span is not None:
                 tracing.finish(span, failure)
 
-    def _answer(
-        self,
-        handling: context.Handling,
-        reply: bytes | None,
-        outgoing: Outgoing,
-        failure: BaseException | None,
-        stopped: bool,
-    ) -> Frame | None:
-        """Send the one terminal frame of a call, unless the connection has ended.
-
-        Returns:
-            A reply that has not left whole: its handler's task waits for that.
-        """
-        del self._running[handling.id]
-        if self._lost.is_set():
-            return None
-        if reply is not None:
-            descriptors = outgoing.filenos() if outgoing.descriptors else ()
-            return self._reply(handling, reply, descriptors)
+    def _fail(
+        self, handling: context.Handling, failure: BaseException | None, stopped: bool
+    ) -> None:
+        """Send the error that ends a call."""
         ended_by = EndedBy.ITSELF
         error: BaseException
         if stopped:
@@ -307,11 +297,14 @@ class Handlers:
         wire = wire_errors.to_wire(error, handling.route)
         data = self._machine.error(handling.id, ended_by, wire)
         self._writer.send_control(data, answer=True)
-        return None
 
-    def _reply(
-        self, handling: context.Handling, reply: bytes, descriptors: Sequence[int]
-    ) -> Frame | None:
+    def _reply(self, handling: context.Handling, reply: bytes, outgoing: Outgoing) -> Frame | None:
+        """Send the value that ends a call.
+
+        Returns:
+            A reply that has not left whole: its handler's task waits for that.
+        """
+        descriptors: Sequence[int] = outgoing.filenos() if outgoing.descriptors else ()
         data = self._machine.reply(handling.id, reply, len(descriptors))
         try:
             frame = self._writer.transmit(data, descriptors, answer=True)
