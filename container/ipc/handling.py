@@ -8,6 +8,7 @@ handlers live in a nursery that the server's scope reaches, the reader and the w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -177,15 +178,15 @@ class Handlers:
             return
         assert payload is not None
         assert self._nursery is not None
-        scope = trio.CancelScope()
+        deadline = math.inf
         if payload.timeout is not None:
-            scope.deadline = trio.current_time() + max(0, payload.timeout) / 1e9 + SLACK
+            deadline = trio.current_time() + max(0, payload.timeout) / 1e9 + SLACK
         handling = context.Handling(
             id=event.id,
             route=route,
             peer=self._judge.peer(event.sender),
             grace=max(0, payload.grace) / 1e9,
-            scope=scope,
+            scope=trio.CancelScope(deadline=deadline),
             detached=set(),
             at_end=self._at_end,
         )

@@ -44,8 +44,11 @@ class Judge:
         return known
 
     def admits(self, sender: Hashable, route: str | None) -> bool:
-        """Is this sender admitted?"""
-        return admits(self._policy, self._peers.get(sender) or self.peer(sender), route)
+        """Is this sender admitted? Asked of each message: a policy may change its mind."""
+        peer = self._peers.get(sender) or self.peer(sender)
+        if peer.connected_uid is None or peer.connected_uid == peer.uid:
+            return self._policy(peer, route)
+        return admits(self._policy, peer, route)
 
     def stranger(self, sender: Hashable, route: str) -> PermissionDenied:
         """Return the error for a sender that is not admitted."""
