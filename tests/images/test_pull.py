@@ -78,13 +78,16 @@ def secure(tmp_path_factory: pytest.TempPathFactory, layout: Path) -> Iterator[t
     folder = tmp_path_factory.mktemp("secure")
     commands = (
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout ca.key"
-        " -out ca.crt -subj /CN=Test-CA",
+        " -out ca.crt -subj /CN=Test-CA -addext keyUsage=critical,keyCertSign,cRLSign",
         "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout r.key -out r.csr"
         " -subj /CN=registry",
         "x509 -req -in r.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -out r.crt"
         " -extfile ext",
     )
-    (folder / "ext").write_text("subjectAltName=IP:127.0.0.1\n")
+    (folder / "ext").write_text(
+        "subjectAltName=IP:127.0.0.1\nkeyUsage=critical,digitalSignature\n"
+        "authorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n"
+    )
     for command in commands:
         subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
     with docker_registry(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -101,7 +102,7 @@ def unit(name: str, entry: str = "bare", **options: Any) -> ServiceUnit:
     options.setdefault("restart_delay", 0.05)
     return ServiceUnit(
         name=name,
-        command=("python", str(Path(__file__).parent / "services.py"), entry),
+        command=(sys.executable, str(Path(__file__).parent / "services.py"), entry),
         entry=f"services:{entry}",
         **options,
     )
