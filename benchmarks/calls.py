@@ -65,9 +65,12 @@ def _measure(
             except PeerUnavailable as error:
                 missing[module] = str(error)
         if "ours" in peers:
-            for _ in range(rounds):
-                for module, peer in peers.items():
-                    values[module].append(measure(peer))
+            for number in range(rounds):
+                # Each round begins with another one: nobody always follows the same neighbour.
+                first = number % len(peers)
+                order = [*peers, *peers][first : first + len(peers)]
+                for module in order:
+                    values[module].append(measure(peers[module]))
     return [
         Figure(
             name=row.name,
