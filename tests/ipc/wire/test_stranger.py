@@ -42,7 +42,8 @@ class Stranger:
         frame = HEADER.pack(len(body), kind, 0, len(fds), number) + body
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.socket.sendmsg([frame], rights)
-        self.socket.sendall(frame[sent:])
+        if sent < len(frame):  # sending nothing would fail where the server has cut us off
+            self.socket.sendall(frame[sent:])
 
     def receive(self) -> tuple[int, int, int, Any, list[int]]:
         """Return kind, flags, id, payload and descriptors of the next frame."""
