@@ -25,11 +25,11 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 import trio
 from attrs import field, frozen
@@ -61,6 +61,7 @@ from container.ipc import (
     PeerGone,
     Unavailable,
 )
+from container.ipc.error_groups import single
 from container.storage.paths import Paths
 
 CLEAN_UP_SECONDS = 60.0
@@ -200,7 +201,7 @@ class Container:
                 except BaseException as error:
                     with trio.move_on_after(CLEAN_UP_SECONDS, shield=True):
                         await _ignore(lambda: sandbox.kill(process, "SIGKILL"))
-                    raise _only(error) from None
+                    raise single(error) from None
         if check and status.code != 0:
             raise ContainerFailed(f"`{' '.join(command)}`", status, bytes(stderr))
         return Result(status, bytes(stdout), bytes(stderr))
@@ -521,20 +522,6 @@ async def _ignore(step: Callable[[], Awaitable[None]]) -> None:
         pass
     except ContainerError as error:
         _log.warning("clean-up failed: %s", error)
-
-
-def _only(error: BaseException) -> BaseException:
-    """Return the one error of a group, cancellations left out."""
-    found = [leaf for leaf in _leaves(error) if not isinstance(leaf, trio.Cancelled)]
-    return found[0] if len(found) == 1 else error
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 def _lines(environment: Mapping[str, str] | None) -> tuple[str, ...]:

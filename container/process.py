@@ -26,13 +26,13 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 from attrs import asdict, define
 
+from container.ipc.error_groups import leaves
 from container.ipc.errors import (
     ContainerError,
     DeadlineExceeded,
@@ -47,6 +47,7 @@ from container.storage.paths import Paths
 
 FIRST_LISTEN_FD = 3
 """Where systemd's protocol puts the first socket (`SD_LISTEN_FDS_START`)."""
+PR_SET_CHILD_SUBREAPER = 36
 LIFELINE_GRACE = 5
 """Seconds from the end of the lifeline to SIGALRM, which kills."""
 LOG_BOUND = 8 * 2**20
@@ -151,6 +152,18 @@ def run_process(name: str, serve: Serve, argv: Sequence[str] | None = None) -> i
         signal.alarm(0)
         logging.shutdown()
     return EX_OK if status is None else status
+
+
+def become_subreaper() -> None:
+    """Make orphans of this process's descendants its children.
+
+    Source: PR_SET_CHILD_SUBREAPER(2const).
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
 
 
 def install_trace(path: str, name: str) -> None:
@@ -334,18 +347,10 @@ def set_up_logging(process: str, log: str | Path) -> None:
 # --- how it ended ---
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
 def _status_of(name: str, error: BaseException) -> int:
-    leaves = list(_leaves(error))
+    found = list(leaves(error))
     status = EX_OK
-    for leaf in leaves:
+    for leaf in found:
         if isinstance(leaf, SystemExit):
             status = max(status, leaf.code if isinstance(leaf.code, int) else EX_FAILED)
         elif isinstance(leaf, KeyboardInterrupt):

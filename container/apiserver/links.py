@@ -9,13 +9,14 @@ through one is idempotent, so a lost reply is asked for once more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import trio
 
 from container.ipc import Actor, Contract, PeerGone, Unavailable
+from container.ipc.error_groups import leaves, single
 
 C = TypeVar("C", bound=Contract)
 C_co = TypeVar("C_co", bound=Contract, covariant=True)
@@ -104,22 +105,6 @@ class Link(Actor, Generic[C]):
                 raise single(error) from None
             if not all(isinstance(leaf, PeerGone) for leaf in leaves(error)):
                 _log.exception("the connection to %s ended", self._path)
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Iterate over the errors inside a group, or the error itself."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
-
-
-def single(error: BaseException) -> BaseException:
-    """Return the one error of a group, cancellations left out; the group itself when it has
-    several."""
-    found = [leaf for leaf in leaves(error) if not isinstance(leaf, trio.Cancelled)]
-    return found[0] if len(found) == 1 else error
 
 
 async def together(*steps: Callable[[], Awaitable[Any]]) -> list[Any]:

@@ -18,11 +18,12 @@ from typing import TypeVar, cast
 import trio
 from attrs import field, frozen
 
-from container.apiserver.links import Caller, leaves, single
+from container.apiserver.links import Caller
 from container.contracts.apiserver import Plugin
 from container.contracts.launcher import Launcher, Restart, ServiceUnit
 from container.contracts.runtime import Sandbox, SandboxGate
 from container.ipc import Actor, AlreadyExists, Endpoint, Fate, PeerGone, Unavailable
+from container.ipc.error_groups import leaves, single
 
 T = TypeVar("T")
 

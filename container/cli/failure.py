@@ -82,7 +82,10 @@ def report(error: BaseException, *, debug: bool = False) -> int:
 
 
 def leaves_of(error: BaseException) -> Iterator[BaseException]:
-    """Return the errors of a group, however nested; an error that is no group is its own leaf."""
+    """Return the errors of a group, however nested; an error that is no group is its own leaf.
+
+    As `container.ipc.error_groups.leaves`, which usage errors must not import the framework for.
+    """
     if isinstance(error, BaseExceptionGroup):
         for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from leaves_of(inner)

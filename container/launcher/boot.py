@@ -16,9 +16,9 @@ import sys
 
 import trio
 
-from container.ipc import ErrorCode, InvalidState, PermissionDenied, Unavailable
+from container.ipc import ErrorCode, InvalidState, Unavailable
 from container.ipc.errors import ERROR_CLASSES
-from container.launcher.rundir import prepare_run_directory, somebody_listens
+from container.launcher.rundir import make_root, prepare_run_directory, somebody_listens
 from container.process import open_log
 from container.storage.locks import lock
 from container.storage.paths import Paths
@@ -98,13 +98,7 @@ async def wait_stopped(paths: Paths) -> None:
 
 async def _start(paths: Paths, owner: socket.socket | None) -> None:
     """Start the process and wait for its word; without a reader of its word it ends by itself."""
-    try:
-        paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise PermissionDenied(
-            f"the root {paths.root} can't be made: {error.strerror}",
-            hint="CONTAINER_ROOT names another one",
-        ) from error
+    make_root(paths.root)
     ready_out, ready_in = os.pipe2(os.O_CLOEXEC)
     async with trio.lowlevel.FdStream(ready_out) as pipe:
         try:

@@ -9,7 +9,6 @@ forked nobody knows its pid yet, so that sweeps wait until it has been registere
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import signal
@@ -26,21 +25,10 @@ ORPHAN_BOUND = 1024
 OTHERS_REAPER_BOUND = 3.0
 """Seconds that the parent of an adopted process has to reap it."""
 
-_PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 _INFO = struct.Struct("=QQ11Ii")
 """Source: linux/pidfd.h, `struct pidfd_info`, its first 64 bytes."""
-
-
-def become_subreaper() -> None:
-    """Make orphans of this process's descendants its children.
-
-    Source: PR_SET_CHILD_SUBREAPER(2const).
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
 
 
 @define(eq=False)

@@ -17,12 +17,11 @@ from container.ipc import (
     ContainerError,
     InvalidArgument,
     InvalidState,
-    PermissionDenied,
     Unavailable,
     open_service,
 )
 from container.launcher.offspring import name_process
-from container.process import Context, run_process
+from container.process import Context, become_subreaper, run_process
 
 if TYPE_CHECKING:
     from container.ipc.server import Server
@@ -77,14 +76,13 @@ async def serve(context: Context) -> None:
 
 
 async def _launch(paths: Paths, options: Options) -> None:
-    from container.launcher.children import become_subreaper
-    from container.launcher.rundir import bind_listener, prepare_run_directory
+    from container.launcher.rundir import bind_listener, make_root, prepare_run_directory
     from container.launcher.service import LauncherService
     from container.launcher.units import UNITS, load_units
 
     units = load_units(options.units or UNITS)
     prepare_run_directory(paths.run)
-    _make_root(paths)
+    make_root(paths.root)
     # Not given up before the process is gone: who waits for the lock waits for all of it.
     (await _sole(paths)).keep()
     with contextlib.ExitStack() as sockets:
@@ -154,16 +152,6 @@ async def _sole(paths: Paths) -> FileLock:
     if held is None:
         raise InvalidState(f"a launcher works in {paths.run} already")
     return held
-
-
-def _make_root(paths: Paths) -> None:
-    try:
-        paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise PermissionDenied(
-            f"the root {paths.root} can't be made: {error.strerror}",
-            hint="CONTAINER_ROOT names another one",
-        ) from error
 
 
 def _taken(fd: int) -> socket.socket:

@@ -71,6 +71,21 @@ def prepare_run_directory(run: Path) -> None:
         )
 
 
+def make_root(root: Path) -> None:
+    """Make the folder of a system's state if it is not there.
+
+    Raises:
+        PermissionDenied: it can't be made.
+    """
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionDenied(
+            f"the root {root} can't be made: {error.strerror}",
+            hint="CONTAINER_ROOT names another one",
+        ) from error
+
+
 @frozen
 class Inode:
     """The identity of a socket in the file system."""

@@ -25,7 +25,7 @@ from typing import Any, cast
 import trio
 
 from container.ipc import DeadlineExceeded, NotFound, Unavailable, Unsupported
-from container.runtime import kernel
+from container.process import become_subreaper
 from container.runtime.cgroup import MOUNT, CgroupFolders, cgroup_path
 from container.runtime.children import AdoptedProcess, reap_group, reap_half_made
 from container.runtime.oci import ContainerProcess, OciRuntime, ProcessStdio, explained
@@ -79,7 +79,7 @@ class CommandLineRuntime(OciRuntime):
     async def create(
         self, container: str, bundle: Path, stdio: ProcessStdio, console: str | None
     ) -> ContainerProcess:
-        kernel.become_subreaper()
+        become_subreaper()
         configuration = json.loads((bundle / "config.json").read_text())
         self._commands[container] = configuration["process"]["args"][0]
         return await self._make_process(
@@ -94,7 +94,7 @@ class CommandLineRuntime(OciRuntime):
         stdio: ProcessStdio,
         console: str | None,
     ) -> ContainerProcess:
-        kernel.become_subreaper()
+        become_subreaper()
         file = bundle / f"process-{next(self._numbers)}.json"
         file.write_text(json.dumps(process))
         try:

@@ -38,7 +38,6 @@ RESOLVE_IN_ROOT = 0x10
 
 _SYS_OPENAT2 = 437
 """The same number on every architecture."""
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 class _OpenHow(ctypes.Structure):
@@ -101,11 +100,6 @@ def unshare(flags: int) -> None:
 def enter_namespace(namespace: int, kind: int) -> None:
     """Move the calling thread into a namespace. Source: setns(2)."""
     _check(_libc.setns(namespace, kind), "setns")
-
-
-def become_subreaper() -> None:
-    """Make orphaned descendants children of this process. Source: prctl(2)."""
-    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
 
 
 @frozen
