@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from container.ipc import InvalidArgument
 from container.storage.blobs import split_digest
@@ -98,11 +98,6 @@ def digest_prefix(text: str) -> str | None:
     """Return the hex digits if the text may be a digest, or at least 7 digits of one."""
     found = _DIGEST_PREFIX.fullmatch(text)
     return found[1] if found else None
-
-
-def with_tag(reference: Reference, tag: str) -> Reference:
-    """Return the same name with another tag."""
-    return evolve(reference, tag=tag, digest=None)
 
 
 def _split(text: str) -> tuple[str | None, str, str | None, str | None]:

@@ -7,8 +7,7 @@ import os
 import socket
 import sys
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -37,6 +36,8 @@ from container.ipc.peer import Peer
 from container.ipc.server import Server
 from container.ipc.transport import SocketTransport, memory_pair, socket_pair
 from container.ipc.wire.machine import Budget, Machine, State
+
+from .open_files import count, pipe_with, same_count
 
 
 @attrs.frozen
@@ -119,32 +120,6 @@ def files() -> Iterator[FilesService]:
     service = FilesService()
     yield service
     service.close()
-
-
-def count() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-@asynccontextmanager
-async def same_count() -> AsyncGenerator[None]:
-    """Expect as many descriptors after as before, once all has come to rest.
-
-    A caller may have its reply a step before the handler, whose reply it is, has closed its own.
-    """
-    before = count()
-    yield
-    await trio.testing.wait_all_tasks_blocked()
-    assert count() == before
-
-
-@contextmanager
-def pipe_with(data: bytes) -> Iterator[Fd]:
-    """Hold the reading end of a pipe that has `data` in it."""
-    read, write = os.pipe()
-    os.write(write, data)
-    os.close(write)
-    with Fd(read) as fd:
-        yield fd
 
 
 # --- the matrix -----------------------------------------------------------------------------------

@@ -5,16 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import trio
-import trio.testing
 
 from container.ipc import Actor, Contract, Fd, InternalError, InvalidArgument
 from container.ipc.descriptor import Ownership
+
+from .open_files import pipe_with, same_count
 
 
 class Files(Contract, name="files"):
@@ -64,32 +63,6 @@ def files() -> Iterator[FilesService]:
     service = FilesService()
     yield service
     service.close()
-
-
-def count() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-@asynccontextmanager
-async def same_count() -> AsyncGenerator[None]:
-    """Expect as many descriptors after as before, once all has come to rest.
-
-    A caller may have its reply a step before the handler, whose reply it is, has closed its own.
-    """
-    before = count()
-    yield
-    await trio.testing.wait_all_tasks_blocked()
-    assert count() == before
-
-
-@contextmanager
-def pipe_with(data: bytes) -> Iterator[Fd]:
-    """Hold the reading end of a pipe that has `data` in it."""
-    read, write = os.pipe()
-    os.write(write, data)
-    os.close(write)
-    with Fd(read) as fd:
-        yield fd
 
 
 async def test_an_owned_argument_stays_open_here_and_a_given_one_closes(
