@@ -120,18 +120,29 @@ def _hand_over(connection: Any, sockets: Any, signals: Any, door: Any) -> int | 
     return int.from_bytes(ancillary[0][2], sys.byteorder)
 
 
-def _begin(connection: Any, sockets: Any, door: Any) -> None:
+def _begin(connection: Any, sockets: Any, door: Any) -> int:
     """Give the child our descriptors, and with them the word to begin.
 
     Not with the request: what is in the queue of a process that is stuck stays open for as long.
+
+    Returns:
+        Our end of the line: while it is open, we are there.
     """
-    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    theirs, ours = os.pipe()
     try:
-        rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2, here))
-        ancillary = [(sockets.SOL_SOCKET, _SCM_RIGHTS, rights)]
-        connection.sendmsg([door.GO], ancillary, _MSG_NOSIGNAL)
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2, here, theirs))
+            ancillary = [(sockets.SOL_SOCKET, _SCM_RIGHTS, rights)]
+            connection.sendmsg([door.GO], ancillary, _MSG_NOSIGNAL)
+        finally:
+            os.close(here)
+    except OSError:
+        os.close(ours)
+        raise
     finally:
-        os.close(here)
+        os.close(theirs)
+    return ours
 
 
 def _attend(connection: Any, pidfd: int, sockets: Any, signals: Any, door: Any) -> int | None:
@@ -160,7 +171,7 @@ def _attend(connection: Any, pidfd: int, sockets: Any, signals: Any, door: Any) 
             before[number] = signals.signal(number, stop if number == SIGTSTP else forward)
     connection.settimeout(None)
     try:
-        _begin(connection, sockets, door)
+        line = _begin(connection, sockets, door)
     except OSError:
         for number, handler in before.items():
             signals.signal(number, handler)
@@ -174,6 +185,8 @@ def _attend(connection: Any, pidfd: int, sockets: Any, signals: Any, door: Any) 
             word += part
     except OSError:
         pass
+    finally:
+        os.close(line)
     if len(word) != 2:
         sys.stderr.write("container: the command ended, but its exit status was lost\n")
         return LOST

@@ -47,7 +47,7 @@ def answer(connection: socket.socket) -> NoReturn:
         offspring.keep_only([connection.fileno(), log])
         offspring.reset_signals()
         signal.alarm(HANDSHAKE_BOUND)
-        arguments = _admit(connection)
+        arguments, line = _admit(connection)
         os.close(log)
     except BaseException as error:
         offspring.reset_logging()
@@ -58,20 +58,21 @@ def answer(connection: socket.socket) -> NoReturn:
         offspring.name_process("container")
         status = offspring.run_entry(ENTRY, arguments)
     finally:
-        offspring.leave(status, _teller(connection))
+        offspring.leave(status, _teller(connection, line))
 
 
-def _teller(connection: socket.socket) -> Callable[[int], None]:
+def _teller(connection: socket.socket, line: int) -> Callable[[int], None]:
     def tell(status: int) -> None:
         with contextlib.suppress(OSError):
-            # The end of the connection is no hangup any more.
-            fcntl.fcntl(connection, fcntl.F_SETFL, 0)
+            # The front's end is no hangup any more.
+            fcntl.fcntl(line, fcntl.F_SETFL, 0)
             connection.send(frontdoor.EXITED + bytes([status]), socket.MSG_NOSIGNAL)
 
     return tell
 
 
-def _admit(connection: socket.socket) -> list[str]:
+def _admit(connection: socket.socket) -> tuple[list[str], int]:
+    """Return the front's arguments, and the line whose end is its end."""
     peer_pid, peer_uid, _ = _peer(connection)
     if peer_uid != os.geteuid():
         raise Refused("another user")
@@ -93,24 +94,25 @@ def _admit(connection: socket.socket) -> list[str]:
     connection.sendmsg([frontdoor.READY], rights, socket.MSG_NOSIGNAL)
     os.close(me)
     word, descriptors = _read_with_descriptors(connection, 1)
-    if word != frontdoor.GO or len(descriptors) != 4:
+    if word != frontdoor.GO or len(descriptors) != 5:
         raise Refused("the front gave up")
     offspring.place({descriptors[0]: 0, descriptors[1]: 1, descriptors[2]: 2})
     os.fchdir(descriptors[3])
+    line = descriptors.pop()
     for fd in descriptors:
         os.close(fd)
     offspring.reset_streams()
     signal.alarm(0)
-    # The kernel signals this process when the front's end closes, however the front ended. Only
-    # now, since bytes that come would be signalled too.
-    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(connection, F_SETSIG, signal.SIGTERM if signal.SIGHUP in ignored else signal.SIGHUP)
-    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC)
+    # The kernel signals this process when the front's end of the line closes, however the front
+    # ended. Nothing else can happen on it; on the connection, bytes are signalled too.
+    fcntl.fcntl(line, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(line, F_SETSIG, signal.SIGTERM if signal.SIGHUP in ignored else signal.SIGHUP)
+    fcntl.fcntl(line, fcntl.F_SETFL, os.O_ASYNC)
     hangup = select.poll()
-    hangup.register(connection, select.POLLRDHUP)
+    hangup.register(line, 0)  # POLLHUP is always asked for
     if hangup.poll(0):
         raise Refused("the front is gone")
-    return [os.fsdecode(argument) for argument in arguments]
+    return [os.fsdecode(argument) for argument in arguments], line
 
 
 F_SETSIG = 10
@@ -141,7 +143,7 @@ def _receive(connection: socket.socket) -> bytes:
 
 def _read_with_descriptors(connection: socket.socket, count: int) -> tuple[bytes, list[int]]:
     # The listener asks for credentials, so that there is room for them beside the descriptors.
-    room = socket.CMSG_SPACE(4 * _INT) + socket.CMSG_SPACE(3 * _INT)
+    room = socket.CMSG_SPACE(5 * _INT) + socket.CMSG_SPACE(3 * _INT)
     data, ancillary, flags, _ = connection.recvmsg(count, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, content in ancillary:

@@ -7,12 +7,14 @@ connection is one command:
 |---|---|---|
 | front | magic, length (u32), body: fields joined by NUL | |
 | child | `R`: ready, all was checked | a pidfd of itself |
-| front | `G`: go; from here on the command has begun | 0, 1, 2, working directory |
+| front | `G`: go; from here on the command has begun | 0, 1, 2, working directory, line |
 | child | `X` and the exit status, or (the zygote) `S` and the signal that ended it | |
 
 The body's fields: key, umask, ignored signals, number of arguments, arguments, environment. Until
 `G` either side may close the connection, and the front runs the command in its own process
-instead. After it, the end of the connection at the front is a hangup to the child.
+instead. The line is the reading end of a pipe of which only the front has the other end, and on
+which nothing is ever written: its end, however the front ended, is a hangup to the child. The
+connection could not tell that: the kernel may report the bytes of `G` after they were read.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def test_the_command_has_no_descriptor_of_another(door: Door) -> None:
         other.kill()
     descriptors = facts["descriptors"]
     assert descriptors[:3] == [0, 1, 2]
-    assert len(descriptors) == 4  # and its connection
+    assert len(descriptors) == 5  # and its connection, and the line that says the front is there
 
 
 def test_the_command_has_the_fronts_limits(door: Door) -> None:
@@ -246,6 +246,38 @@ def test_a_killed_front_is_a_hangup_to_the_command(door: Door, tmp_path: Path) -
         front.kill()
         until(lambda: state_of(pid) == "gone")
     assert word.read_text() == "hangup"
+
+
+RAW_FRONT = """
+import _signal, _socket, sys
+from container.cli import front
+from container.launcher import frontdoor
+connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+connection.settimeout(20)
+connection.connect(front.door_path())
+sys.argv = ["container", "cat"]
+assert front._hand_over(connection, _socket, _signal, frontdoor) is not None
+line = front._begin(connection, _socket, frontdoor)
+connection.send(b"?")
+print("sent", flush=True)
+print(connection.recv(2))
+"""
+
+
+def test_bytes_on_the_connection_are_no_hangup(door: Door) -> None:
+    # The kernel may report the front's last bytes after the child has read them.
+    with subprocess.Popen(
+        [sys.executable, "-c", RAW_FRONT],
+        env=door.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as front:
+        assert line_of(front) == "sent"
+        time.sleep(0.1)  # a hangup would come at once
+        assert front.stdin is not None
+        front.stdin.close()
+        assert line_of(front) == str(frontdoor.EXITED + b"\0")
 
 
 def test_a_killed_front_ends_a_command_that_ignores_hangups(door: Door) -> None:
