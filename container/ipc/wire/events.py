@@ -5,12 +5,16 @@ Descriptors in an event belong to whoever took the event.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from attrs import define
 
 from container.ipc.wire.frames import CallPayload, EndedBy, HelloPayload
+
+if TYPE_CHECKING:
+    from container.ipc.wire.channels import Channel
 
 
 @define(slots=True)
@@ -30,6 +34,10 @@ class CallReceived:
     payload: CallPayload | None
     descriptors: list[int]
     sender: Hashable
+    scope: bool = False
+    """It opens a scope."""
+    channels: Sequence[Channel] = ()
+    """Those whose ends it gives to this side, in order."""
 
 
 @define(slots=True)
@@ -72,6 +80,85 @@ class CancelReceived:
 
 
 @define(slots=True)
+class OpenedReceived:
+    """A scope that this side opened is open; `value` is None when the body is no value."""
+
+    id: int
+    value: msgspec.Raw | None
+    descriptors: list[int]
+    sender: Hashable
+    dropped: bool
+    """It was cancelled meanwhile: close what came, and wait for the terminal."""
+    channels: Sequence[Channel] = ()
+
+
+@define(slots=True)
+class CloseReceived:
+    """The holder of a scope leaves it; `failed` when its block raised."""
+
+    id: int
+    failed: bool
+    grace: int
+    sender: Hashable
+
+
+@define(slots=True)
+class ItemReceived:
+    """An item of a channel that this side reads."""
+
+    id: int
+    made_here: bool
+    channel: Channel
+    value: msgspec.Raw
+    size: int
+    """What it cost of the credit in bytes."""
+    descriptors: list[int]
+    sender: Hashable
+    channels: Sequence[Channel]
+
+
+@define(slots=True)
+class ItemDropped:
+    """An item that crossed the end of its channel: close these, and the channels' ends."""
+
+    id: int
+    made_here: bool
+    descriptors: list[int]
+    channels: Sequence[Channel] = ()
+
+
+@define(slots=True)
+class CreditReceived:
+    """More may be sent; the channel has it already."""
+
+    id: int
+    made_here: bool
+    channel: Channel
+
+
+@define(slots=True)
+class EndReceived:
+    """The writer of a channel has ended it: with an error, or naturally."""
+
+    id: int
+    made_here: bool
+    channel: Channel
+    error: dict[str, Any] | None
+    sender: Hashable
+
+
+@define(slots=True)
+class StopReceived:
+    """The reader of a channel wants no more: an end is owed."""
+
+    id: int
+    made_here: bool
+    channel: Channel
+    error: dict[str, Any] | None
+    sender: Hashable
+
+
+@define(slots=True)
 class PingReceived:
     """Answer with `pong(token)`."""
 
@@ -100,6 +187,13 @@ Event = (
     | ReplyReceived
     | ErrorReceived
     | CancelReceived
+    | OpenedReceived
+    | CloseReceived
+    | ItemReceived
+    | ItemDropped
+    | CreditReceived
+    | EndReceived
+    | StopReceived
     | PingReceived
     | PongReceived
     | GoodbyeReceived

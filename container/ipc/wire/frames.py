@@ -3,8 +3,6 @@
 Header, little-endian: payload length u32, kind u8, flags u8, descriptors u16, id u64. A frame's
 descriptors travel with its first byte. Payloads are arrays, so that a field can be added at the
 end: a receiver ignores elements it does not know.
-
-Scopes and channels are designed here and not spoken yet: OPENED, CLOSE, ITEM, CREDIT, END, STOP.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ FROM_CALLEE = 1
 """Flag: the id was issued by the receiver of this frame (it travels from callee to caller)."""
 
 SCOPE = 2
-"""Flag of a call that opens a scope; reserved."""
+"""Flag of a call that opens a scope."""
 
 
 class Kind(enum.IntEnum):
@@ -40,7 +38,7 @@ class Kind(enum.IntEnum):
     HELLO = 1
     """`[lowest, highest, limits, contracts, process, build]`; id is MAGIC."""
     CALL = 2
-    """`[route, timeout ns | nil, grace ns, traceparent | nil, arguments]`"""
+    """`[route, timeout ns | nil, grace ns, traceparent | nil, arguments, gifts]`"""
     REPLY = 3
     """`[value]`"""
     ERROR = 4
@@ -48,17 +46,17 @@ class Kind(enum.IntEnum):
     CANCEL = 5
     """`[grace ns]`"""
     OPENED = 6
-    """`[value]`: a scope is open. Reserved."""
+    """`[value, gifts]`: a scope is open."""
     CLOSE = 7
-    """`[failed, grace ns]`: the holder of a scope leaves. Reserved."""
+    """`[failed, grace ns]`: the holder of a scope leaves."""
     ITEM = 8
-    """`[channel, value]`. Reserved."""
+    """`[channel, value, gifts]`"""
     CREDIT = 9
-    """`[channel, items, bytes]`: that much more may be sent. Reserved."""
+    """`[channel, items, bytes]`: that much more may be sent."""
     END = 10
-    """`[channel, error | nil]`: the writer sends no more items. Reserved."""
+    """`[channel, error | nil]`: the writer sends no more items."""
     STOP = 11
-    """`[channel, error | nil]`: the reader wants no more. Reserved."""
+    """`[channel, error | nil]`: the reader wants no more."""
     PING = 12
     """Empty; the id is a token."""
     PONG = 13
@@ -70,7 +68,8 @@ class Kind(enum.IntEnum):
 KINDS: dict[int, Kind] = {int(kind): kind for kind in Kind}
 
 FLAGS: dict[Kind, tuple[int, ...]] = {
-    **dict.fromkeys((Kind.CALL, Kind.CANCEL, Kind.CLOSE, Kind.PING, Kind.PONG, Kind.GOODBYE), (0,)),
+    Kind.CALL: (0, SCOPE),
+    **dict.fromkeys((Kind.CANCEL, Kind.CLOSE, Kind.PING, Kind.PONG, Kind.GOODBYE), (0,)),
     **dict.fromkeys((Kind.REPLY, Kind.ERROR, Kind.OPENED), (FROM_CALLEE,)),
     **dict.fromkeys((Kind.ITEM, Kind.CREDIT, Kind.END, Kind.STOP), (0, FROM_CALLEE)),
 }
@@ -94,11 +93,30 @@ class HelloPayload(msgspec.Struct, array_like=True, frozen=True):
     lowest: int
     highest: int
     limits: dict[str, int]
-    """`frame_bytes`, `frame_descriptors`, `in_flight`."""
+    """`frame_bytes`, `frame_descriptors`, `in_flight`, `channels`."""
     contracts: dict[str, tuple[int, str]]
     """Wire name: version, fingerprint. What a server serves; what a client asks for."""
     process: str
     build: str
+
+
+class ChannelEnd(enum.IntEnum):
+    """Which end of a channel a message gives away."""
+
+    READING = 0
+    """The receiver reads: it grants the first credit itself, at most what the message suggests."""
+    WRITING = 1
+    """The receiver writes: the message carries its first credit."""
+
+
+class Gift(msgspec.Struct, array_like=True, frozen=True):
+    """An end of a channel that a message gives away; values in it name the gift by its index."""
+
+    number: int
+    """Unique in its call, growing: odd ones are made by the caller, even ones by the callee."""
+    end: ChannelEnd
+    items: int
+    bytes: int
 
 
 class CallPayload(msgspec.Struct, array_like=True, frozen=True):
@@ -109,12 +127,20 @@ class CallPayload(msgspec.Struct, array_like=True, frozen=True):
     grace: int
     trace: str | None
     arguments: msgspec.Raw
+    gifts: tuple[Gift, ...] = ()
 
 
 class ValuePayload(msgspec.Struct, array_like=True, frozen=True):
-    """A reply's or an opened scope's value."""
+    """A reply's value."""
 
     value: msgspec.Raw
+
+
+class OpenedPayload(msgspec.Struct, array_like=True, frozen=True):
+    """An opened scope's value."""
+
+    value: msgspec.Raw
+    gifts: tuple[Gift, ...] = ()
 
 
 class ErrorPayload(msgspec.Struct, array_like=True, frozen=True):
@@ -138,7 +164,7 @@ class GoodbyePayload(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ClosePayload(msgspec.Struct, array_like=True, frozen=True):
-    """The holder leaves its scope; `failed` when its block raised. Reserved."""
+    """The holder leaves its scope; `failed` when its block raised."""
 
     failed: bool
     grace: int
@@ -146,14 +172,15 @@ class ClosePayload(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ItemPayload(msgspec.Struct, array_like=True, frozen=True):
-    """One item of a channel; its size, for credit, is that of the encoded value. Reserved."""
+    """One item of a channel; its size, for credit, is that of the encoded value."""
 
     channel: int
     value: msgspec.Raw
+    gifts: tuple[Gift, ...] = ()
 
 
 class CreditPayload(msgspec.Struct, array_like=True, frozen=True):
-    """What the reader has room for, beyond what it said before. Reserved."""
+    """What the reader has room for, beyond what it said before."""
 
     channel: int
     items: int
@@ -161,19 +188,10 @@ class CreditPayload(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ChannelEndPayload(msgspec.Struct, array_like=True, frozen=True):
-    """Of END and STOP: why the channel ends, nil when nothing is wrong. Reserved."""
+    """Of END and STOP: why the channel ends, nil when nothing is wrong."""
 
     channel: int
     error: dict[str, Any] | None = None
-
-
-class ChannelEnd(enum.IntEnum):
-    """Which end of a channel a message gives away. Reserved."""
-
-    READING = 0
-    """The receiver reads: it grants the first credit itself, at most what the message suggests."""
-    WRITING = 1
-    """The receiver writes: the message carries its first credit."""
 
 
 EXTENSION_TIMESTAMP = -1
@@ -185,10 +203,14 @@ EXTENSION_DESCRIPTOR = 2
 EXTENSION_ENDPOINT = 3
 """MessagePack `[index, contract name]`."""
 EXTENSION_CHANNEL = 4
-"""MessagePack `[channel number, which end, items, bytes]`; reserved.
+"""MessagePack int: index among the frame's gifts; each index at most once."""
 
-Numbers are unique in their call: odd ones are made by the caller, even ones by the callee.
-"""
+UNDECODABLE = (msgspec.MsgspecError, RecursionError, ValueError, OverflowError, TypeError)
+"""What decoding hostile bytes can raise."""
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol; the connection must end."""
 
 
 def pack(kind: Kind, number: int, payload: bytes, *, flags: int = 0, descriptors: int = 0) -> bytes:

@@ -1,4 +1,4 @@
-"""Every limit of a connection, named once. The first three are announced in hello."""
+"""Every limit of a connection, named once. The first four are announced in hello."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class Limits:
     """Descriptors of one frame; the kernel's own bound is 253."""
     in_flight: int = 4096
     """Unanswered calls of one peer, rejected and overstaying ones included."""
+    channels: int = 64
+    """Live channels of one call or scope; announced, and 0 says that none are spoken."""
     hello_seconds: float = 10.0
     """From the first byte of an accepted connection to its whole hello."""
     launch_seconds: float = 60.0
@@ -35,5 +37,5 @@ class Limits:
     """Open connections that one server accepts from one user."""
 
 
-LEAST = {"frame_bytes": 65536, "frame_descriptors": 0, "in_flight": 1}
+LEAST = {"frame_bytes": 65536, "frame_descriptors": 0, "in_flight": 1, "channels": 0}
 """What holds of a peer that announces no such limit."""

@@ -1,9 +1,9 @@
 """One end of a connection as a state machine: bytes and descriptors in, events and frames out.
 
-Rule 1: everything that decides whether a frame is legal lives in this file. Rule 2: this file knows
-no socket, no clock and no task. Rule 3: an error of the peer's raises `ProtocolError` once; after
-it, and after the end, nothing is received any more, and the descriptors that no event carried out
-are returned by `abandon()` to be closed.
+Rule 1: what decides whether a frame is legal lives here, in `framing` and in `channels`. Rule 2:
+this file knows no socket, no clock and no task. Rule 3: an error of the peer's raises
+`ProtocolError` once; after it, and after the end, nothing is received any more, and the descriptors
+that no event carried out are returned by `abandon()` to be closed.
 
 States of the connection:
 
@@ -25,132 +25,102 @@ States of a call that this side made (`outgoing`):
     ABANDONED   reply / error received           ended, dropped
     any         goodbye with a smaller last id   ended       (it was not started)
 
+A scope is such a call with more between: `scopes` has what is not in the states above.
+
+    SENT        opened received                  SENT, opened
+    opened      close sent                       opened, closing
+    opened      reply / error received           ended by the callee
+    CANCELLING  opened received                  CANCELLING, dropped
+
 States of a call that the peer made (`incoming`):
 
     RUNNING     cancel received                  CANCELLED
     RUNNING     reply / error sent               ended
     CANCELLED   reply / error sent               ended
-    ended       cancel received                  ignored
+    RUNNING     opened sent (a scope)            RUNNING, opened
+    opened      close received                   opened, closing
+    ended       cancel, close received           ignored
     -           call after our goodbye           dropped: not started, not answered
 
 Ids are issued by the caller from 1 upwards and never reused. A terminal for an id that is not open,
 a second cancel, an id that does not grow, more unanswered ids than announced: each is a protocol
-error.
-
-Descriptors: the kernel glues frames together and hands descriptors over early, never late. So they
-are matched by count, in order: at a frame's header all of its descriptors must be here, and those
-that are here after the last header belong to that frame, or to one whose header is not whole yet.
+error. What is legal on a channel is in `channels`.
 """
 
 from __future__ import annotations
 
-import enum
-from collections import deque
 from collections.abc import Hashable, Sequence
 
 import msgspec
 from attrs import define, field
 
+from container.ipc.wire.channels import Channel, Channels
 from container.ipc.wire.events import CallDropped as CallDropped
 from container.ipc.wire.events import CallReceived as CallReceived
 from container.ipc.wire.events import CancelReceived as CancelReceived
+from container.ipc.wire.events import CloseReceived as CloseReceived
+from container.ipc.wire.events import CreditReceived as CreditReceived
+from container.ipc.wire.events import EndReceived as EndReceived
 from container.ipc.wire.events import ErrorReceived as ErrorReceived
 from container.ipc.wire.events import Event as Event
 from container.ipc.wire.events import GoodbyeReceived as GoodbyeReceived
 from container.ipc.wire.events import HelloReceived as HelloReceived
+from container.ipc.wire.events import ItemDropped as ItemDropped
+from container.ipc.wire.events import ItemReceived as ItemReceived
+from container.ipc.wire.events import OpenedReceived as OpenedReceived
 from container.ipc.wire.events import PingReceived as PingReceived
 from container.ipc.wire.events import PongReceived as PongReceived
 from container.ipc.wire.events import ReplyReceived as ReplyReceived
+from container.ipc.wire.events import StopReceived as StopReceived
 from container.ipc.wire.frames import (
-    FLAGS,
     FROM_CALLEE,
     HEADER,
     HEADER_BYTES,
-    HELLO_BYTES,
-    KINDS,
     MAGIC,
     PROTOCOL_VERSIONS,
-    WITH_DESCRIPTORS,
+    SCOPE,
     CallPayload,
     CancelPayload,
+    ClosePayload,
     EndedBy,
     ErrorPayload,
+    Gift,
     GoodbyePayload,
     HelloPayload,
     Kind,
+    OpenedPayload,
     ValuePayload,
     pack,
 )
-from container.ipc.wire.limits import LEAST, Limits
-
-
-class ProtocolError(Exception):
-    """The peer broke the protocol; the connection must end."""
-
-
-class State(enum.Enum):
-    """The life of a connection."""
-
-    OPENING = "opening"
-    OPEN = "open"
-    DRAINING = "draining"
-    CLOSED = "closed"
-
-
-class Outgoing(enum.Enum):
-    """A call that this side made."""
-
-    SENT = "sent"
-    CANCELLING = "cancelling"
-    ABANDONED = "abandoned"
-
-
-class Incoming(enum.Enum):
-    """A call that the peer made."""
-
-    RUNNING = "running"
-    CANCELLED = "cancelled"
-
-
-@define
-class Budget:
-    """Bytes of partly received frames that several connections share."""
-
-    limit: int
-    used: int = 0
-
-    def change(self, by: int) -> bool:
-        """Take or give back bytes; False when there are not enough."""
-        if by > 0 and self.used + by > self.limit:
-            return False
-        self.used += by
-        return True
-
-
-@define
-class _IncomingCall:
-    state: Incoming
-    sender: Hashable
-
+from container.ipc.wire.frames import UNDECODABLE as UNDECODABLE
+from container.ipc.wire.frames import ProtocolError as ProtocolError
+from container.ipc.wire.framing import Framing
+from container.ipc.wire.limits import LEAST
+from container.ipc.wire.states import Budget as Budget
+from container.ipc.wire.states import Incoming as Incoming
+from container.ipc.wire.states import IncomingCall, OutgoingScope
+from container.ipc.wire.states import Outgoing as Outgoing
+from container.ipc.wire.states import State as State
 
 _decode_call = msgspec.msgpack.Decoder(CallPayload).decode
 _decode_value = msgspec.msgpack.Decoder(ValuePayload).decode
 _decode_error = msgspec.msgpack.Decoder(ErrorPayload).decode
 _decode_cancel = msgspec.msgpack.Decoder(CancelPayload).decode
 _decode_hello = msgspec.msgpack.Decoder(HelloPayload).decode
+_decode_opened = msgspec.msgpack.Decoder(OpenedPayload).decode
+_decode_close = msgspec.msgpack.Decoder(ClosePayload).decode
 _decode_goodbye = msgspec.msgpack.Decoder(GoodbyePayload).decode
 _encode = msgspec.msgpack.Encoder().encode
+CARRIERS = (CallReceived, ReplyReceived, CallDropped, OpenedReceived, ItemReceived, ItemDropped)
+"""The events that carry descriptors out."""
 _unpack = HEADER.unpack_from
 _pack = HEADER.pack
 _CALL, _REPLY = int(Kind.CALL), int(Kind.REPLY)
 """Plain ints: comparing enum members costs more than unpacking the header."""
 
-UNDECODABLE = (msgspec.MsgspecError, RecursionError, ValueError, OverflowError, TypeError)
-"""What decoding hostile bytes can raise."""
-
 
 @define(eq=False)
-class Machine:
+class Machine(Framing):
     """One end of a connection.
 
     Args:
@@ -158,9 +128,6 @@ class Machine:
         budget: Partly received bytes, shared with the process's other connections.
     """
 
-    limits: Limits
-    budget: Budget
-    state: State = State.OPENING
     peer: HelloPayload | None = None
     peer_in_flight: int = LEAST["in_flight"]
     """How many unanswered calls the peer accepts."""
@@ -169,21 +136,18 @@ class Machine:
     peer_frame_descriptors: int = LEAST["frame_descriptors"]
     """The most descriptors that one frame may carry."""
     outgoing: dict[int, Outgoing] = field(factory=dict[int, Outgoing])
-    incoming: dict[int, _IncomingCall] = field(factory=dict[int, _IncomingCall])
-    descriptors_received: int = 0
-    descriptors_delivered: int = 0
+    incoming: dict[int, IncomingCall] = field(factory=dict[int, IncomingCall])
+    scopes: dict[int, OutgoingScope] = field(factory=dict[int, OutgoingScope])
+    """Of the calls in `outgoing`, those that open scopes."""
+    channels: Channels = field(init=False)
     last_incoming: int = 0
     _next_id: int = 1
-    _hello_sent: bool = False
     _farewell: int | None = None
     _farewell_heard: int | None = None
-    _buffer: bytearray = field(factory=bytearray)
-    _buffer_sender: Hashable = None
-    _accounted: int = 0
-    _descriptors: deque[int] = field(factory=deque[int])
     _pings: int = 0
 
     def __attrs_post_init__(self) -> None:
+        self.channels = Channels(self.limits.channels)
         self._heed({})
 
     # --- what is sent -------------------------------------------------------------------------
@@ -196,6 +160,7 @@ class Machine:
             "frame_bytes": self.limits.frame_bytes,
             "frame_descriptors": self.limits.frame_descriptors,
             "in_flight": self.limits.in_flight,
+            "channels": self.limits.channels,
         }
         payload = HelloPayload(*PROTOCOL_VERSIONS, announced, contracts, process, build)
         return pack(Kind.HELLO, MAGIC, _encode(payload))
@@ -208,9 +173,37 @@ class Machine:
         self.outgoing[number] = Outgoing.SENT
         return number, _pack(len(payload), _CALL, 0, descriptors, number) + payload
 
+    def open_scope(self, payload: bytes, descriptors: int = 0) -> tuple[int, bytes]:
+        """Open a call that opens a scope; return its id and frame."""
+        number, _ = self.call(b"")
+        self.scopes[number] = OutgoingScope()
+        return number, pack(Kind.CALL, number, payload, flags=SCOPE, descriptors=descriptors)
+
+    def close(self, number: int, failed: bool, grace: int) -> bytes:
+        """Leave a scope; return the frame."""
+        scope = self.scopes[number]
+        assert scope.opened
+        assert not scope.closing
+        scope.closing = True
+        return pack(Kind.CLOSE, number, _encode(ClosePayload(failed, grace)))
+
+    def opened(self, number: int, payload: bytes, descriptors: int = 0) -> bytes:
+        """Say that a scope of the peer's is open; return the frame."""
+        call = self.incoming[number]
+        assert call.scope
+        assert not call.opened
+        call.opened = True
+        return pack(Kind.OPENED, number, payload, flags=FROM_CALLEE, descriptors=descriptors)
+
     def withdraw(self, number: int) -> None:
         """Forget a call of which no byte was sent; its id is skipped."""
         del self.outgoing[number]
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        """A call that this side made has ended."""
+        self.scopes.pop(number, None)
+        self.channels.made.pop(number, None)
 
     def cancel(self, number: int, grace: int) -> bytes:
         """Return the cancel frame of a call."""
@@ -222,10 +215,13 @@ class Machine:
         """Stop waiting for a call: its late terminal is dropped."""
         assert self.outgoing[number] is Outgoing.CANCELLING
         self.outgoing[number] = Outgoing.ABANDONED
+        self.channels.made.pop(number, None)
 
     def reply(self, number: int, payload: bytes, descriptors: int = 0) -> bytes:
         """End a call of the peer's with a value; return the frame."""
         del self.incoming[number]
+        if self.channels.heard:
+            self.channels.heard.pop(number, None)
         return _pack(len(payload), _REPLY, FROM_CALLEE, descriptors, number) + payload
 
     def error(self, number: int, ended_by: EndedBy, error: dict[str, object]) -> bytes:
@@ -235,6 +231,7 @@ class Machine:
         """
         if number:
             del self.incoming[number]
+            self.channels.heard.pop(number, None)
         return self.error_instead(number, error, ended_by)
 
     def error_instead(
@@ -268,53 +265,24 @@ class Machine:
 
     # --- what is received ---------------------------------------------------------------------
 
-    def receive(
-        self, data: bytes, descriptors: Sequence[int] = (), sender: Hashable = None
-    ) -> list[Event]:
-        """Take what one read gave; return what it means.
+    def end(self) -> None:
+        """Take the end of the bytes; a frame half received, or none, makes no difference."""
+        self.state = State.CLOSED
 
-        Args:
-            data: Bytes of one sender, not empty.
-            descriptors: Received with them; owned here until an event carries them out.
-            sender: Who sent the bytes, from the kernel.
-
-        Raises:
-            ProtocolError: the connection must end. Events of this read before the fault are lost
-                with it, their descriptors stay here for `abandon()`.
-        """
-        if descriptors:
-            self._descriptors.extend(descriptors)
-            self.descriptors_received += len(descriptors)
-        if self.state is State.CLOSED:
-            return []
-        if not self._buffer and not self._descriptors and self.state is State.OPEN:
-            # Nearly every read gives one whole frame of a call without descriptors.
-            whole = self._whole(data, sender)
-            if whole:
-                return whole
-        buffer: bytes | bytearray = data
-        held = len(self._buffer)
-        if held:
-            if sender != self._buffer_sender:
-                raise self._fault("one frame came from two senders")
-            self._buffer += data
-            buffer = self._buffer
-        events: list[Event] = []
-        try:
-            position = self._frames(buffer, sender, events)
-        except BaseException:
-            # Events that never leave give their descriptors back, so that `abandon` hands them out.
-            for event in events:
-                if isinstance(event, (CallReceived, ReplyReceived, CallDropped)):
-                    self.descriptors_delivered -= len(event.descriptors)
-                    self._descriptors.extend(event.descriptors)
-            raise
-        if held:
-            del self._buffer[:position]
-        elif position < len(data):
-            self._buffer += memoryview(data)[position:]
-        self._buffer_sender = sender
-        return events
+    def abandon(self) -> list[int]:
+        """End, and return the descriptors that no event carried out; the caller closes them."""
+        self.state = State.CLOSED
+        self.budget.change(-self._accounted)
+        self._accounted = 0
+        self._buffer.clear()
+        self.outgoing.clear()
+        self.incoming.clear()
+        self.scopes.clear()
+        self.channels.made.clear()
+        self.channels.heard.clear()
+        left = list(self._descriptors)
+        self._descriptors.clear()
+        return left
 
     def _whole(self, data: bytes, sender: Hashable) -> list[Event]:
         """Take a call or a reply that is all there is; nothing of whatever is not just that."""
@@ -334,98 +302,12 @@ class Machine:
             return [self._reply(number, data[HEADER_BYTES:], 0, sender)]
         return []
 
-    def _frames(self, buffer: bytes | bytearray, sender: Hashable, events: list[Event]) -> int:
-        """Take the whole frames of a buffer; return where the rest begins."""
-        position, total = 0, len(buffer)
-        expected: int | None = None
-        with memoryview(buffer) as view:
-            while total - position >= HEADER_BYTES:
-                length, code, flags, count, number = HEADER.unpack_from(view, position)
-                kind = self._check(length, code, flags, count, number)
-                end = position + HEADER_BYTES + length
-                if end > total:
-                    expected = count
-                    break
-                payload = bytes(view[position + HEADER_BYTES : end])
-                position = end
-                event = self._frame(kind, number, payload, count, sender)
-                if event is not None:
-                    events.append(event)
-                if self.state is State.CLOSED:
-                    return total
-        left = total - position
-        self._check_left(left, expected)
-        return position
-
-    def _check_left(self, left: int, expected: int | None) -> None:
-        if self._descriptors:
-            admitted = self._hello_sent and self.state is not State.OPENING
-            most = self.limits.frame_descriptors if left and admitted else 0
-            if len(self._descriptors) > (most if expected is None else expected):
-                raise self._fault("more descriptors came than the frames said")
-        # Small rests are free, so that a few greedy connections can't end all the others.
-        counted = max(0, left - self.limits.partial_free_bytes)
-        if not self.budget.change(counted - self._accounted):
-            raise self._fault("too many partly received bytes in this process")
-        self._accounted = counted
-
-    def end(self) -> None:
-        """Take the end of the bytes; a frame half received, or none, makes no difference."""
-        self.state = State.CLOSED
-
-    def abandon(self) -> list[int]:
-        """End, and return the descriptors that no event carried out; the caller closes them."""
-        self.state = State.CLOSED
-        self.budget.change(-self._accounted)
-        self._accounted = 0
-        self._buffer.clear()
-        self.outgoing.clear()
-        self.incoming.clear()
-        left = list(self._descriptors)
-        self._descriptors.clear()
-        return left
-
-    def _fault(self, message: str) -> ProtocolError:
-        self.state = State.CLOSED
-        return ProtocolError(message)
-
-    def _check(self, length: int, code: int, flags: int, count: int, number: int) -> Kind:
-        # Called at every header, before memory for the payload is taken.
-        kind = KINDS.get(code)
-        if self.state is State.OPENING:
-            if number != (MAGIC if kind is Kind.HELLO else 0) or kind not in (
-                Kind.HELLO,
-                Kind.ERROR,
-            ):
-                raise self._fault("this is not the protocol: the first frame is no hello")
-            if length > HELLO_BYTES:
-                raise self._fault(f"a hello of {length} bytes; {HELLO_BYTES} are allowed")
-        elif kind is None:
-            raise self._fault(f"unknown frame kind {code}")
-        elif not self._hello_sent and kind is not Kind.HELLO:
-            raise self._fault(f"a {kind.name.lower()} frame before our hello")
-        elif kind is not Kind.HELLO and flags not in FLAGS[kind]:
-            raise self._fault(f"a {kind.name.lower()} frame with flags {flags}")
-        if length > self.limits.frame_bytes:
-            raise self._fault(f"a frame of {length} bytes; {self.limits.frame_bytes} are allowed")
-        if count:
-            if count > self.limits.frame_descriptors:
-                raise self._fault(
-                    f"a frame with {count} descriptors; {self.limits.frame_descriptors} are allowed"
-                )
-            if kind is None or kind not in WITH_DESCRIPTORS:
-                raise self._fault(f"frames of kind {code} carry no descriptors")
-            if count > len(self._descriptors):
-                raise self._fault("fewer descriptors came than the frame said")
-        assert kind is not None
-        return kind
-
     def _frame(
-        self, kind: Kind, number: int, payload: bytes, count: int, sender: Hashable
+        self, kind: Kind, flags: int, number: int, payload: bytes, count: int, sender: Hashable
     ) -> Event | None:
         match kind:
             case Kind.CALL:
-                return self._call(number, payload, count, sender)
+                return self._call(number, payload, count, sender, scope=bool(flags & SCOPE))
             case Kind.REPLY:
                 return self._reply(number, payload, count, sender)
             case Kind.ERROR:
@@ -442,14 +324,12 @@ class Machine:
                 return self._hello(payload, sender)
             case Kind.GOODBYE:
                 return self._goodbye(payload)
-            case _:
-                raise self._fault(f"{kind.name.lower()} frames belong to open scopes; none is open")
-
-    def _take(self, count: int) -> list[int]:
-        if not count:
-            return []
-        self.descriptors_delivered += count
-        return [self._descriptors.popleft() for _ in range(count)]
+            case Kind.OPENED:
+                return self._opened(number, payload, count, sender)
+            case Kind.CLOSE:
+                return self._close(number, payload, sender)
+            case Kind.ITEM | Kind.CREDIT | Kind.END | Kind.STOP:
+                return self._of_channel(kind, flags, number, payload, count, sender)
 
     def _hello(self, payload: bytes, sender: Hashable) -> HelloReceived:
         if self.state is not State.OPENING:
@@ -472,9 +352,10 @@ class Machine:
         self.peer_in_flight = peer["in_flight"]
         self.peer_frame_bytes = min(self.limits.frame_bytes, peer["frame_bytes"])
         self.peer_frame_descriptors = min(self.limits.frame_descriptors, peer["frame_descriptors"])
+        self.channels.peer_most = min(self.limits.channels, peer["channels"])
 
     def _call(
-        self, number: int, payload: bytes, count: int, sender: Hashable
+        self, number: int, payload: bytes, count: int, sender: Hashable, scope: bool = False
     ) -> CallReceived | CallDropped:
         if number <= self.last_incoming:
             raise self._fault(f"call id {number} does not grow")
@@ -484,15 +365,37 @@ class Machine:
         if len(self.incoming) >= self.limits.in_flight:
             raise self._fault(f"more than {self.limits.in_flight} unanswered calls")
         self.last_incoming = number
-        self.incoming[number] = _IncomingCall(Incoming.RUNNING, sender)
+        self.incoming[number] = IncomingCall(Incoming.RUNNING, sender, scope)
         call: CallPayload | None
         try:
             call = _decode_call(payload)
         except UNDECODABLE:
             call = None
-        return CallReceived(number, call, self._take(count) if count else [], sender)
+        event = CallReceived(number, call, self._take(count) if count else [], sender, scope)
+        if call is not None and call.gifts:
+            event.channels = self._gifts(False, number, sender, call.gifts, event)
+        return event
+
+    def _gifts(
+        self,
+        made_here: bool,
+        number: int,
+        sender: Hashable,
+        gifts: Sequence[Gift],
+        event: CallReceived | OpenedReceived | ItemReceived | ItemDropped,
+    ) -> list[Channel]:
+        try:
+            return self.channels.take(made_here, number, sender, gifts)
+        except ProtocolError as error:
+            # The event does not leave: `abandon` hands its descriptors out.
+            self.descriptors_delivered -= len(event.descriptors)
+            self._descriptors.extend(event.descriptors)
+            raise self._fault(str(error)) from None
 
     def _reply(self, number: int, payload: bytes, count: int, sender: Hashable) -> ReplyReceived:
+        scope = self.scopes.get(number) if self.scopes else None
+        if scope is not None and not scope.opened:
+            raise self._fault(f"a reply for scope {number}, which was not opened")
         abandoned = self._terminal(number, "reply")
         value: msgspec.Raw | None
         try:
@@ -505,6 +408,8 @@ class Machine:
         state = self.outgoing.pop(number, None)
         if state is None:
             raise self._fault(f"{what} for call {number}, which is not open")
+        if self.scopes or self.channels.made:
+            self._forget(number)
         return state is Outgoing.ABANDONED
 
     def _error(self, number: int, payload: bytes, sender: Hashable) -> ErrorReceived:
@@ -540,6 +445,65 @@ class Machine:
         call.state = Incoming.CANCELLED
         return CancelReceived(number, max(0, grace), sender)
 
+    def _opened(self, number: int, payload: bytes, count: int, sender: Hashable) -> OpenedReceived:
+        scope = self.scopes.get(number)
+        if scope is None or scope.opened:
+            raise self._fault(f"opened for call {number}, which opens no scope")
+        scope.opened = True
+        try:
+            body = _decode_opened(payload)
+        except UNDECODABLE:
+            body = None
+        value = None if body is None else body.value
+        dropped = self.outgoing[number] is not Outgoing.SENT
+        descriptors = self._take(count) if count else []
+        event = OpenedReceived(number, value, descriptors, sender, dropped)
+        if body is not None and body.gifts and self.outgoing[number] is not Outgoing.ABANDONED:
+            event.channels = self._gifts(True, number, sender, body.gifts, event)
+        return event
+
+    def _close(self, number: int, payload: bytes, sender: Hashable) -> CloseReceived | None:
+        call = self.incoming.get(number)
+        if call is None:
+            if not 0 < number <= self.last_incoming:
+                raise self._fault(f"close of scope {number}, which was never opened")
+            return None
+        if not call.opened or call.closing or call.state is Incoming.CANCELLED:
+            raise self._fault(f"close of call {number}, which is no open scope")
+        if call.sender != sender:
+            raise self._fault(f"scope {number} was closed by another process than its holder")
+        try:
+            body = _decode_close(payload)
+        except UNDECODABLE:
+            raise self._fault("a close that can't be read") from None
+        call.closing = True
+        return CloseReceived(number, body.failed, max(0, body.grace), sender)
+
+    def _of_channel(
+        self, kind: Kind, flags: int, number: int, payload: bytes, count: int, sender: Hashable
+    ) -> Event | None:
+        made_here = bool(flags & FROM_CALLEE)
+        live = number in self.outgoing if made_here else number in self.incoming
+        call = self.channels.of(made_here, number)
+        if call is None and not 0 < number < (
+            self._next_id if made_here else self.last_incoming + 1
+        ):
+            raise self._fault(f"a channel of call {number}, which was never made")
+        if call is None and live and self.outgoing.get(number) is not Outgoing.ABANDONED:
+            raise self._fault(f"call {number} has no channel")
+        try:
+            if kind is not Kind.ITEM:
+                return self.channels.other_received(kind, call, number, payload, sender)
+            event, gifts = self.channels.item_received(call, number, payload, sender)
+        except ProtocolError as error:
+            raise self._fault(str(error)) from None
+        if count:
+            event.descriptors = self._take(count)
+        if gifts and call is not None:
+            channels = self._gifts(made_here, number, sender, gifts, event)
+            event.channels = channels
+        return event
+
     def _goodbye(self, payload: bytes) -> GoodbyeReceived:
         try:
             goodbye = _decode_goodbye(payload)
@@ -551,5 +515,5 @@ class Machine:
         self._farewell_heard = goodbye.last
         self.state = State.DRAINING
         for number in [number for number in self.outgoing if number > goodbye.last]:
-            del self.outgoing[number]
+            self.withdraw(number)
         return GoodbyeReceived(goodbye.last, max(0, goodbye.within))

@@ -1,0 +1,195 @@
+"""Bytes and descriptors of one connection's reads become whole frames.
+
+Descriptors: the kernel glues frames together and hands descriptors over early, never late. So they
+are matched by count, in order: at a frame's header all of its descriptors must be here, and those
+that are here after the last header belong to that frame, or to one whose header is not whole yet.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Hashable, Sequence
+
+from attrs import define, field
+
+from container.ipc.wire.events import (
+    CallDropped,
+    CallReceived,
+    Event,
+    ItemDropped,
+    ItemReceived,
+    OpenedReceived,
+    ReplyReceived,
+)
+from container.ipc.wire.frames import (
+    FLAGS,
+    HEADER,
+    HEADER_BYTES,
+    HELLO_BYTES,
+    KINDS,
+    MAGIC,
+    WITH_DESCRIPTORS,
+    Kind,
+    ProtocolError,
+)
+from container.ipc.wire.limits import Limits
+from container.ipc.wire.states import Budget, State
+
+CARRIERS = (CallReceived, ReplyReceived, CallDropped, OpenedReceived, ItemReceived, ItemDropped)
+"""The events that carry descriptors out."""
+
+
+@define(eq=False)
+class Framing(ABC):
+    """The frames of one end of a connection; what each means is its subclass's.
+
+    Args:
+        limits: What this side announces and holds the peer to.
+        budget: Partly received bytes, shared with the process's other connections.
+    """
+
+    limits: Limits
+    budget: Budget
+    state: State = State.OPENING
+    descriptors_received: int = 0
+    descriptors_delivered: int = 0
+    _hello_sent: bool = False
+    _buffer: bytearray = field(factory=bytearray)
+    _buffer_sender: Hashable = None
+    _accounted: int = 0
+    _descriptors: deque[int] = field(factory=deque[int])
+
+    @abstractmethod
+    def _whole(self, data: bytes, sender: Hashable) -> list[Event]:
+        """Take what nearly every read is; nothing of whatever is not just that."""
+
+    @abstractmethod
+    def _frame(
+        self, kind: Kind, flags: int, number: int, payload: bytes, count: int, sender: Hashable
+    ) -> Event | None:
+        """Take one frame whose header was found legal."""
+
+    def receive(
+        self, data: bytes, descriptors: Sequence[int] = (), sender: Hashable = None
+    ) -> list[Event]:
+        """Take what one read gave; return what it means.
+
+        Args:
+            data: Bytes of one sender, not empty.
+            descriptors: Received with them; owned here until an event carries them out.
+            sender: Who sent the bytes, from the kernel.
+
+        Raises:
+            ProtocolError: the connection must end. Events of this read before the fault are lost
+                with it, their descriptors stay here for `abandon()`.
+        """
+        if descriptors:
+            self._descriptors.extend(descriptors)
+            self.descriptors_received += len(descriptors)
+        if self.state is State.CLOSED:
+            return []
+        if not self._buffer and not self._descriptors and self.state is State.OPEN:
+            # Nearly every read gives one whole frame of a call without descriptors.
+            whole = self._whole(data, sender)
+            if whole:
+                return whole
+        buffer: bytes | bytearray = data
+        held = len(self._buffer)
+        if held:
+            if sender != self._buffer_sender:
+                raise self._fault("one frame came from two senders")
+            self._buffer += data
+            buffer = self._buffer
+        events: list[Event] = []
+        try:
+            position = self._frames(buffer, sender, events)
+        except BaseException:
+            # Events that never leave give their descriptors back, so that `abandon` hands them out.
+            for event in events:
+                if isinstance(event, CARRIERS):
+                    self.descriptors_delivered -= len(event.descriptors)
+                    self._descriptors.extend(event.descriptors)
+            raise
+        if held:
+            del self._buffer[:position]
+        elif position < len(data):
+            self._buffer += memoryview(data)[position:]
+        self._buffer_sender = sender
+        return events
+
+    def _frames(self, buffer: bytes | bytearray, sender: Hashable, events: list[Event]) -> int:
+        """Take the whole frames of a buffer; return where the rest begins."""
+        position, total = 0, len(buffer)
+        expected: int | None = None
+        with memoryview(buffer) as view:
+            while total - position >= HEADER_BYTES:
+                length, code, flags, count, number = HEADER.unpack_from(view, position)
+                kind = self._check(length, code, flags, count, number)
+                end = position + HEADER_BYTES + length
+                if end > total:
+                    expected = count
+                    break
+                payload = bytes(view[position + HEADER_BYTES : end])
+                position = end
+                event = self._frame(kind, flags, number, payload, count, sender)
+                if event is not None:
+                    events.append(event)
+                if self.state is State.CLOSED:
+                    return total
+        left = total - position
+        self._check_left(left, expected)
+        return position
+
+    def _check_left(self, left: int, expected: int | None) -> None:
+        if self._descriptors:
+            admitted = self._hello_sent and self.state is not State.OPENING
+            most = self.limits.frame_descriptors if left and admitted else 0
+            if len(self._descriptors) > (most if expected is None else expected):
+                raise self._fault("more descriptors came than the frames said")
+        # Small rests are free, so that a few greedy connections can't end all the others.
+        counted = max(0, left - self.limits.partial_free_bytes)
+        if not self.budget.change(counted - self._accounted):
+            raise self._fault("too many partly received bytes in this process")
+        self._accounted = counted
+
+    def _check(self, length: int, code: int, flags: int, count: int, number: int) -> Kind:
+        # Called at every header, before memory for the payload is taken.
+        kind = KINDS.get(code)
+        if self.state is State.OPENING:
+            if number != (MAGIC if kind is Kind.HELLO else 0) or kind not in (
+                Kind.HELLO,
+                Kind.ERROR,
+            ):
+                raise self._fault("this is not the protocol: the first frame is no hello")
+            if length > HELLO_BYTES:
+                raise self._fault(f"a hello of {length} bytes; {HELLO_BYTES} are allowed")
+        elif kind is None:
+            raise self._fault(f"unknown frame kind {code}")
+        elif not self._hello_sent and kind is not Kind.HELLO:
+            raise self._fault(f"a {kind.name.lower()} frame before our hello")
+        elif kind is not Kind.HELLO and flags not in FLAGS[kind]:
+            raise self._fault(f"a {kind.name.lower()} frame with flags {flags}")
+        if length > self.limits.frame_bytes:
+            raise self._fault(f"a frame of {length} bytes; {self.limits.frame_bytes} are allowed")
+        if count:
+            if count > self.limits.frame_descriptors:
+                raise self._fault(
+                    f"a frame with {count} descriptors; {self.limits.frame_descriptors} are allowed"
+                )
+            if kind is None or kind not in WITH_DESCRIPTORS:
+                raise self._fault(f"frames of kind {code} carry no descriptors")
+            if count > len(self._descriptors):
+                raise self._fault("fewer descriptors came than the frame said")
+        assert kind is not None
+        return kind
+
+    def _fault(self, message: str) -> ProtocolError:
+        self.state = State.CLOSED
+        return ProtocolError(message)
+
+    def _take(self, count: int) -> list[int]:
+        if not count:
+            return []
+        self.descriptors_delivered += count
+        return [self._descriptors.popleft() for _ in range(count)]
