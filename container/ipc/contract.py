@@ -6,14 +6,20 @@ both ends; no code is generated. What a contract is *not*: it knows no socket an
 ```python
 class Greeter(Contract, name="greeter"):
     @abstractmethod
-    async def greet(self, name: str, log: Fd) -> Greeting: ...
+    async def greet(self, name: str, log: Fd) -> Greeting: ...                 # a call
+    @abstractmethod
+    def lease(self, key: str) -> AbstractAsyncContextManager[Lease]: ...       # a scope
+    @abstractmethod
+    def ticks(self) -> AbstractAsyncContextManager[ReceiveChannel[Tick]]: ...  # a stream
 ```
 
 `name` is the wire name, explicit and independent of the Python path. A class without `name=` (a
 service that implements a contract) adds no routes. Argument and result types are attrs classes,
-str, bytes, bool, int, float, datetime, UUID, enums, literals, `Fd`, `Endpoint[Contract]`, and
-tuples, lists, sets, dicts, unions and optionals of these. Anything else is refused when the
-contract is first used: what can't be checked can't be trusted.
+str, bytes, bool, int, float, datetime, UUID, enums, literals, `Fd`, `Endpoint[Contract]`, ends of
+channels (`trio.abc.SendChannel[Item]`, `trio.abc.ReceiveChannel[Item]`), and tuples, lists, sets,
+dicts, unions and optionals of these. Anything else is refused when the contract is first used: what
+can't be checked can't be trusted. So is a channel in a call's result, since nothing would bound it:
+make that method a scope.
 """
 
 from __future__ import annotations
@@ -26,12 +32,13 @@ import types
 import typing
 import uuid
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union, cast
 
 import attrs
+import trio
 from attrs import field, frozen
 
 from container.ipc.descriptor import Fd
@@ -49,7 +56,8 @@ class Route:
     signature: inspect.Signature = field(eq=False, repr=False)
     """With the annotations resolved; `self` left out."""
     result: Any
-    """The type that the method returns."""
+    """The type that the method returns; of a scope, the type of its value."""
+    kind: Literal["call", "scope"]
     documentation: str = field(eq=False, repr=False)
 
     @property
@@ -126,8 +134,8 @@ def routes_of(contract: type[Contract]) -> dict[str, Route]:
     """Return the routes of one contract by method name, annotations resolved.
 
     Raises:
-        ContractError: it has no name, a method is no coroutine function, or a parameter or result
-            has no type, or one that can't travel.
+        ContractError: it has no name, a method is neither a call nor a scope, or a parameter or
+            result has no type, or one that can't travel.
     """
     known = _routes.get(contract)
     if known is not None:
@@ -149,8 +157,6 @@ def routes_of(contract: type[Contract]) -> dict[str, Route]:
 
 def _route(contract: type[Contract], name: str, function: Callable[..., Any]) -> Route:
     where = f"{contract.__name__}.{name}"
-    if not inspect.iscoroutinefunction(function):
-        raise ContractError(f"{where} is not a coroutine method")
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError) as error:
@@ -165,14 +171,57 @@ def _route(contract: type[Contract], name: str, function: Callable[..., Any]) ->
         parameters.append(parameter.replace(annotation=hints[parameter.name]))
     if "return" not in hints:
         raise ContractError(f"{where} has no result type")
-    _check_type(hints["return"], f"{where}, result", frozenset())
+    result = hints["return"]
+    kind: Literal["call", "scope"] = "call"
+    if inspect.iscoroutinefunction(function):
+        _check_type(result, f"{where}, result", frozenset())
+        if _holds(result, frozenset(), CHANNELS):
+            raise ContractError(
+                f"{where}: a call's result can't hold a channel, since nothing would bound it: "
+                "make the method a scope (a plain def that returns an async context manager)"
+            )
+    elif typing.get_origin(result) in (AbstractAsyncContextManager, typing.AsyncContextManager):
+        kind = "scope"
+        result = typing.get_args(result)[0]
+        _check_type(result, f"{where}, value", frozenset())
+    else:
+        raise ContractError(
+            f"{where} is neither a coroutine method nor a plain one that returns an "
+            "AbstractAsyncContextManager[...]"
+        )
     return Route(
         contract=contract.contract_name,
         method=name,
         signature=inspect.Signature(parameters),
-        result=hints["return"],
+        result=result,
+        kind=kind,
         documentation=inspect.getdoc(function) or "",
     )
+
+
+CHANNELS = (trio.abc.SendChannel, trio.abc.ReceiveChannel)
+"""The types of a channel's two ends."""
+
+
+def holds_capabilities(annotation: Any) -> bool:
+    """Can a value of this type hold a descriptor, an endpoint or a channel?"""
+    from container.ipc.endpoint import Endpoint
+
+    return _holds(annotation, frozenset(), (Fd, Endpoint, *CHANNELS))
+
+
+def _holds(annotation: Any, above: frozenset[Any], wanted: tuple[type, ...]) -> bool:
+    """`above` holds the attrs classes that lead here: a class may contain itself."""
+    origin = typing.get_origin(annotation)
+    if annotation in wanted or origin in wanted:
+        return True
+    if origin is Literal or annotation in above:
+        return False
+    inside: Iterable[Any] = typing.get_args(annotation)
+    if attrs.has(annotation):
+        above |= {annotation}
+        inside = typing.get_type_hints(annotation).values()
+    return any(_holds(part, above, wanted) for part in inside)
 
 
 _PLAIN = frozenset({str, bytes, bool, int, float, datetime, uuid.UUID, type(None), Fd})
@@ -198,6 +247,8 @@ def _check_type(annotation: Any, where: str, above: frozenset[type]) -> None:
             raise ContractError(f"{where}: Endpoint[{contract}] names no contract")
         if not contract.contract_name:
             raise ContractError(f"{where}: the contract {contract.__name__} has no wire name")
+    elif origin in CHANNELS:
+        _check_type(arguments[0], f"{where}, item", above)
     elif origin in (Union, types.UnionType, list, set, frozenset, tuple):
         for argument in arguments:
             if argument is not Ellipsis:
@@ -235,7 +286,8 @@ def fingerprint(contract: type[Contract]) -> str:
             f"{p.name}:{describe_type(p.annotation)}{'' if p.default is p.empty else '?'}"
             for p in route.signature.parameters.values()
         ]
-        lines.append(f"{name}({','.join(parts)})->{describe_type(route.result)}")
+        arrow = "->" if route.kind == "call" else "=>"
+        lines.append(f"{name}({','.join(parts)}){arrow}{describe_type(route.result)}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

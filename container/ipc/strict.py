@@ -22,6 +22,7 @@ import cattrs
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from container.ipc import channel_types
 from container.ipc.contract import Contract
 from container.ipc.descriptor import Fd
 from container.ipc.endpoint import Endpoint
@@ -300,6 +301,7 @@ def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
 
     for kind in (tuple, set, frozenset):
         converter.register_unstructure_hook_factory(_is(kind), sequence_out)
+    channel_types.register(converter)
     return converter
 
 

@@ -70,6 +70,9 @@ class Channel:
     items: int
     """Items that may be sent, or with the reading end: that the peer may send."""
     bytes: int
+    window_items: int
+    """What the message that made it granted or, beside a reading end, suggested."""
+    window_bytes: int
     prefix: bytes
     """What every item's payload begins with: an array of two, and the number."""
     stopped: bool = False
@@ -97,6 +100,8 @@ class CallChannels:
             writes,
             gift.items if granted else 0,
             gift.bytes if granted else 0,
+            gift.items,
+            gift.bytes,
             b"\x92" + _encode(gift.number),
         )
         self.live[gift.number] = channel
