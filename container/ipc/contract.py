@@ -57,8 +57,8 @@ class Route:
     """With the annotations resolved; `self` left out."""
     result: Any
     """The type that the method returns; of a scope, the type of its value."""
-    kind: Literal["call", "scope"]
     documentation: str = field(eq=False, repr=False)
+    kind: Literal["call", "scope"] = "call"
 
     @property
     def path(self) -> str:

@@ -6,10 +6,12 @@ import enum
 import uuid
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Literal, NewType, TypeVar
 
 import pytest
+from trio.abc import ReceiveChannel, SendChannel
 from attrs import field, frozen
 
 from container.ipc import Actor, Contract, ContractError, Endpoint, Fd
@@ -145,10 +147,42 @@ def refused(function: Callable[..., Any]) -> str:
     return str(caught.value)
 
 
-def test_a_method_that_is_not_async_is_refused() -> None:
+def test_a_method_that_is_neither_a_call_nor_a_scope_is_refused() -> None:
     def method(self: Any) -> None: ...
 
-    assert refused(method) == "Wrong.method is not a coroutine method"
+    assert refused(method) == (
+        "Wrong.method is neither a coroutine method nor a plain one that returns an "
+        "AbstractAsyncContextManager[...]"
+    )
+
+
+def test_a_method_that_returns_a_context_manager_is_a_scope() -> None:
+    class Leases(Contract, name="leases"):
+        @abstractmethod
+        def lease(self, key: str) -> AbstractAsyncContextManager[Port]: ...
+        @abstractmethod
+        def ticks(self) -> AbstractAsyncContextManager[ReceiveChannel[Port]]: ...
+        @abstractmethod
+        async def copy(self, progress: SendChannel[int]) -> int: ...
+
+    routes = routes_of(Leases)
+    assert [route.kind for route in routes.values()] == ["scope", "scope", "call"]
+    assert routes["lease"].result is Port
+    assert routes["ticks"].result == ReceiveChannel[Port]
+
+
+def test_a_channel_in_a_result_is_refused() -> None:
+    async def bare(self: Any) -> ReceiveChannel[int]: ...
+    async def inside(self: Any) -> list[SendChannel[int] | None]: ...
+
+    for method in (bare, inside):
+        assert "a call's result can't hold a channel" in refused(method)
+
+
+def test_a_channel_of_what_can_t_travel_is_refused() -> None:
+    async def method(self: Any, items: SendChannel[object]) -> None: ...
+
+    assert refused(method) == "Wrong.method, items, item: object can't travel in a message"
 
 
 def test_arguments_without_a_name_each_are_refused() -> None:
