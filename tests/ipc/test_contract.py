@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any, Literal, NewType, TypeVar
 
 import pytest
-from trio.abc import ReceiveChannel, SendChannel
 from attrs import field, frozen
+from trio.abc import ReceiveChannel, SendChannel
 
 from container.ipc import Actor, Contract, ContractError, Endpoint, Fd
 from container.ipc.contract import contracts_of, describe_type, fingerprint, routes_of
