@@ -4,6 +4,9 @@ Strict means: `3` is not `"3"`, `True` is not `1`, a string is no sequence. `req
 unknown fields by name (an option that is silently dropped is a security bug), `replies` ignores
 them (a newer server may say more). Missing fields take their defaults. Widening is the one
 liberty: an int is accepted where a float is meant.
+
+A wire value was made by the decoder for this message alone: a list or a dictionary whose items are
+taken as they are is checked, and kept.
 """
 
 from __future__ import annotations
@@ -19,15 +22,14 @@ from typing import Any, Literal, Union, cast
 
 import attrs
 import cattrs
-from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
-from cattrs.gen import make_dict_structure_fn
+from cattrs.fns import identity
 
 from container.ipc import channel_types
+from container.ipc.class_reader import EXACT, At, Hook, class_reader, optional_of
 from container.ipc.contract import Contract
 from container.ipc.descriptor import Fd
 from container.ipc.endpoint import Endpoint
 from container.ipc.wirevalues import (
-    SCALARS,
     WireDescriptor,
     WireEndpoint,
     WrongType,
@@ -53,7 +55,7 @@ def _enumeration(annotation: Any) -> Callable[[Any, Any], Any]:
     return structure
 
 
-def _make(kind: type, wanted: str) -> Callable[[Any, Any], Any]:
+def _exact(kind: type, wanted: str) -> Hook:
     def structure(value: Any, annotation: Any) -> Any:
         # cattrs finds the hook of int for an IntEnum too: its dispatch follows the bases.
         if annotation is not kind and isinstance(annotation, enum.EnumMeta):
@@ -90,11 +92,7 @@ def _datetime_out(value: datetime) -> datetime:
         raise WrongType("datetime", value)
     if value.tzinfo is None:
         raise ValueError(f"{value} has no time zone")
-    return value.astimezone(UTC)
-
-
-def _identity(value: Any) -> Any:
-    return value
+    return value if value.tzinfo is UTC else value.astimezone(UTC)
 
 
 def _is_union(annotation: Any) -> bool:
@@ -120,21 +118,36 @@ def _is_endpoint(annotation: Any) -> bool:
     return annotation is Endpoint or typing.get_origin(annotation) is Endpoint
 
 
-def _sequence_hook(converter: cattrs.Converter, factory: Callable[[Any], Any]) -> Any:
-    def make(annotation: Any) -> Any:
-        arguments = typing.get_args(annotation)
-        inner_type = arguments[0] if arguments else Any
-        inner = converter.get_structure_hook(inner_type)
+def _sequence_hook(hook_of: Callable[[Any], Hook], factory: Callable[[Any], Any]) -> Any:
+    def make(annotation: Any) -> Hook:
+        inner_type = typing.get_args(annotation)[0]
+
+        def exact(value: Any, _: Any) -> Any:
+            if type(value) is not list:
+                raise WrongType("list", value)
+            items = cast("list[Any]", value)
+            for item in items:
+                if type(item) is not inner_type:
+                    index = [type(item) is inner_type for item in items].index(False)
+                    raise At(f"[{index}]", WrongType(EXACT[inner_type], items[index]))
+            return items if factory is list else factory(items)
+
+        if inner_type in EXACT:
+            return exact
+        inner = hook_of(inner_type)
 
         def structure(value: Any, _: Any) -> Any:
             if type(value) is not list:
                 raise WrongType("list", value)
             made: list[Any] = []
-            for index, item in enumerate(cast("list[Any]", value)):
-                try:
-                    made.append(inner(item, inner_type))
-                except Exception as error:
-                    raise _At(f"[{index}]", error) from error
+            add = made.append
+            try:
+                for item in cast("list[Any]", value):
+                    add(inner(item, inner_type))
+            except Exception as error:
+                raise At(f"[{len(made)}]", error) from error
+            if factory is list:
+                return made
             try:
                 return factory(made)
             except TypeError:
@@ -145,13 +158,44 @@ def _sequence_hook(converter: cattrs.Converter, factory: Callable[[Any], Any]) -
     return make
 
 
-class _At(ValueError):
-    """Where inside a value something was wrong."""
+def _mapping_hook(hook_of: Callable[[Any], Hook]) -> Any:
+    def make(annotation: Any) -> Hook:
+        key_type, value_type = typing.get_args(annotation)
+        key_hook, value_hook = hook_of(key_type), hook_of(value_type)
+        exact_value = value_type in EXACT
 
-    def __init__(self, place: str, cause: BaseException) -> None:
-        super().__init__(place)
-        self.place = place
-        self.cause = cause
+        def structure(value: Any, _: Any) -> Any:
+            if type(value) is not dict:
+                raise WrongType("dict", value)
+            made: dict[Any, Any] = {}
+            key: object = None
+            try:
+                for key, item in cast("dict[Any, Any]", value).items():
+                    made[key_hook(key, key_type)] = value_hook(item, value_type)
+            except Exception as error:
+                raise At(f"[{brief(key)}]", error) from error
+            return made
+
+        def exact_keys(value: Any, _: Any) -> Any:
+            if type(value) is not dict:
+                raise WrongType("dict", value)
+            items = cast("dict[Any, Any]", value)
+            key: object = None
+            try:
+                for key, item in items.items():
+                    if type(key) is not key_type:
+                        raise WrongType(EXACT[key_type], key)
+                    if not exact_value:
+                        items[key] = value_hook(item, value_type)
+                    elif type(item) is not value_type:
+                        raise WrongType(EXACT[value_type], item)
+            except Exception as error:
+                raise At(f"[{brief(key)}]", error) from error
+            return items
+
+        return exact_keys if key_type in EXACT else structure
+
+    return make
 
 
 def _is_fixed_tuple(annotation: Any) -> bool:
@@ -168,64 +212,45 @@ def _is_variable_tuple(annotation: Any) -> bool:
 
 
 def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=forbid_extra_keys, detailed_validation=True)
+    converter = cattrs.Converter(detailed_validation=False)
 
-    for kind in (str, bytes, bool, int, datetime, uuid.UUID):
-        converter.register_structure_hook(kind, _make(kind, SCALARS[kind]))
-        converter.register_unstructure_hook(kind, _identity)
+    for kind, called in EXACT.items():
+        converter.register_structure_hook(kind, _exact(kind, called))
+    converter.register_structure_hook(float, _float)
+    converter.register_structure_hook(Fd, _descriptor)
+    for kind in (*EXACT, float, Fd):
+        converter.register_unstructure_hook(kind, identity)
     converter.register_unstructure_hook(datetime, _datetime_out)
     converter.register_unstructure_hook(uuid.UUID, _uuid_out)
-    converter.register_structure_hook(float, _float)
-    converter.register_unstructure_hook(float, _identity)
-    converter.register_structure_hook(Fd, _descriptor)
-    converter.register_unstructure_hook(Fd, _identity)
+    readers: dict[Any, Hook | None] = {}
 
-    def attrs_class(annotation: Any) -> Any:
-        fields: Any = make_dict_structure_fn(
-            annotation,
-            converter,
-            _cattrs_forbid_extra_keys=forbid_extra_keys,
-            _cattrs_detailed_validation=True,
-        )
+    def hook_of(annotation: Any) -> Hook:
+        if isinstance(annotation, enum.EnumMeta):
+            return _enumeration(annotation)
+        return converter.get_structure_hook(annotation)
 
-        def structure(value: Any, _: Any) -> Any:
-            if type(value) is not dict:
-                raise WrongType(word(annotation), value)
-            return fields(value, annotation)
-
-        return structure
+    def attrs_class(annotation: Any) -> Hook:
+        if annotation in readers:
+            # Met inside itself: its reader exists when there is something to read.
+            return lambda value, kind: cast("Hook", readers[kind])(value, kind)
+        readers[annotation] = None
+        reader = class_reader(annotation, hook_of, forbid_extra_keys=forbid_extra_keys)
+        readers[annotation] = reader
+        return reader
 
     def fixed_tuple(annotation: Any) -> Any:
-        inner = [(converter.get_structure_hook(t), t) for t in typing.get_args(annotation)]
+        inner = [(hook_of(t), t) for t in typing.get_args(annotation)]
 
         def structure(value: Any, _: Any) -> Any:
             if type(value) is not list or len(cast("list[Any]", value)) != len(inner):
                 raise WrongType(f"list of {len(inner)}", cast("object", value))
             made: list[Any] = []
-            for index, (hook, t) in enumerate(inner):
-                try:
-                    made.append(hook(cast("list[Any]", value)[index], t))
-                except Exception as error:
-                    raise _At(f"[{index}]", error) from error
+            try:
+                for (hook, t), item in zip(inner, cast("list[Any]", value), strict=True):
+                    made.append(hook(item, t))
+            except Exception as error:
+                raise At(f"[{len(made)}]", error) from error
             return tuple(made)
-
-        return structure
-
-    def mapping(annotation: Any) -> Any:
-        key_type, value_type = typing.get_args(annotation) or (Any, Any)
-        key_hook = converter.get_structure_hook(key_type)
-        value_hook = converter.get_structure_hook(value_type)
-
-        def structure(value: Any, _: Any) -> Any:
-            if type(value) is not dict:
-                raise WrongType("dict", value)
-            made: dict[Any, Any] = {}
-            for key, item in cast("dict[Any, Any]", value).items():
-                try:
-                    made[key_hook(key, key_type)] = value_hook(item, value_type)
-                except Exception as error:
-                    raise _At(f"[{brief(key)}]", error) from error
-            return made
 
         return structure
 
@@ -242,13 +267,17 @@ def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
     def union(annotation: Any) -> Any:
         members = [m for m in typing.get_args(annotation) if m is not type(None)]
         optional = len(members) < len(typing.get_args(annotation))
-        hooks = [(converter.get_structure_hook(m), m) for m in members]
+        hooks = [(hook_of(m), m) for m in members]
+
+        def one_or_none(value: Any, _: Any) -> Any:
+            return None if value is None else hooks[0][0](value, members[0])
+
+        if len(members) == 1:
+            return one_or_none
 
         def structure(value: Any, _: Any) -> Any:
             if value is None and optional:
                 return None
-            if len(hooks) == 1:
-                return hooks[0][0](value, hooks[0][1])
             for hook, member in hooks:
                 if type(value) is member:
                     return hook(value, member)
@@ -284,23 +313,28 @@ def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
 
     converter.register_structure_hook_factory(attrs.has, attrs_class)
     converter.register_structure_hook_factory(_is_fixed_tuple, fixed_tuple)
-    converter.register_structure_hook_factory(_is_variable_tuple, _sequence_hook(converter, tuple))
+    converter.register_structure_hook_factory(_is_variable_tuple, _sequence_hook(hook_of, tuple))
     for kind in (list, set, frozenset):
-        converter.register_structure_hook_factory(_is(kind), _sequence_hook(converter, kind))
-    converter.register_structure_hook_factory(_is(dict), mapping)
+        converter.register_structure_hook_factory(_is(kind), _sequence_hook(hook_of, kind))
+    converter.register_structure_hook_factory(_is(dict), _mapping_hook(hook_of))
     converter.register_structure_hook_factory(_is_enumeration, enumeration)
     converter.register_structure_hook_factory(_is_literal, literal)
     converter.register_structure_hook_factory(_is_union, union)
     converter.register_structure_hook_factory(_is_endpoint, endpoint)
-    converter.register_structure_hook(type(None), _make(type(None), "nothing"))
-    converter.register_unstructure_hook_func(_is_endpoint, _identity)
-    converter.register_unstructure_hook(Endpoint, _identity)
+    converter.register_structure_hook(type(None), _exact(type(None), "nothing"))
+    converter.register_unstructure_hook_func(_is_endpoint, identity)
+    converter.register_unstructure_hook(Endpoint, identity)
 
     def sequence_out(annotation: Any) -> Any:
         return _sequence_out(converter, annotation)
 
-    for kind in (tuple, set, frozenset):
+    def plain_class_out(annotation: Any) -> Any:
+        return _plain_class_out(converter, annotation)
+
+    for kind in (list, tuple, set, frozenset):
         converter.register_unstructure_hook_factory(_is(kind), sequence_out)
+    converter.register_unstructure_hook_func(_is_native_or_none, identity)
+    converter.register_unstructure_hook_factory(_is_plain_class, plain_class_out)
     channel_types.register(converter)
     return converter
 
@@ -321,7 +355,45 @@ def _sequence_out(converter: cattrs.Converter, annotation: Any) -> Callable[[Any
     def all_alike(value: Any) -> list[Any]:
         return [inner(item) for item in value]
 
-    return all_alike
+    return list if inner is identity else all_alike
+
+
+_NATIVE = frozenset({str, bytes, bool, int, float})
+"""What the encoder takes as it is, and could take no other way."""
+
+
+def _is_native_or_none(annotation: Any) -> bool:
+    return optional_of(annotation) in _NATIVE
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Are these simple values, or nothing but containers of such?"""
+    if annotation in _NATIVE or _is_native_or_none(annotation):
+        return True
+    return typing.get_origin(annotation) in (list, tuple, set, frozenset, dict) and all(
+        _is_plain(inner) for inner in typing.get_args(annotation) if inner is not Ellipsis
+    )
+
+
+def _is_plain_class(annotation: Any) -> bool:
+    """Would the encoder make of an instance the dictionary that we would make?"""
+    if not (isinstance(annotation, type) and attrs.has(annotation)):
+        return False
+    hints = typing.get_type_hints(annotation)
+    return all(
+        field.init and not field.name.startswith("_") and _is_plain(hints.get(field.name))
+        for field in attrs.fields(annotation)
+    )
+
+
+def _plain_class_out(converter: cattrs.Converter, annotation: Any) -> Callable[[Any], Any]:
+    field_by_field = converter.gen_unstructure_attrs_fromdict(annotation)
+
+    def unstructure(value: Any) -> Any:
+        # A subclass may hold more than the contract says: that stays at home.
+        return value if type(value) is annotation else field_by_field(value)
+
+    return unstructure
 
 
 requests = _converter(forbid_extra_keys=True)
@@ -332,22 +404,10 @@ replies = _converter(forbid_extra_keys=False)
 
 def reason(error: BaseException, path: str = "") -> str:
     """Return one sentence of what was found wrong: path, wanted and found type."""
-    while True:
-        if isinstance(error, _At):
-            path, error = path + error.place, error.cause
-        elif isinstance(error, BaseValidationError) and error.exceptions:
-            # The first fault stands for all; cattrs notes at which field it was.
-            error = error.exceptions[0]
-            for note in getattr(error, "__notes__", ()):
-                name = str(getattr(note, "name", ""))
-                path += f".{name}" if path and name else name
-        else:
-            break
-    if isinstance(error, ForbiddenExtraKeysError):
-        # Not `str(error)`: a hostile field name need not be text.
-        names = sorted(brief(name) for name in error.extra_fields)
-        text = f"unknown field {', '.join(names[:8])}"
-    elif isinstance(error, KeyError):
+    while isinstance(error, At):
+        path, error = path + error.place, error.cause
+    path = path.removeprefix(".")
+    if isinstance(error, KeyError):
         text = "missing"
     elif isinstance(error, RecursionError):
         text = "nested too deeply"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import os
 import uuid
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
 import attrs
@@ -26,49 +25,22 @@ from container.ipc import (
     Incompatible,
     InvalidArgument,
 )
-from container.ipc.codec import Incoming, Outgoing, RouteCodec, codecs_of, encode
-from container.ipc.contract import Route
+from container.ipc.codec import Incoming, Outgoing, codecs_of, encode
 from container.ipc.wirevalues import WireDescriptor
 
-NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-ID = uuid.UUID(int=7)
-
-
-class Colour(enum.Enum):
-    """An enum of text."""
-
-    RED = "red"
-    BLUE = "blue"
-
-
-class Level(enum.IntEnum):
-    """An enum of integers."""
-
-    LOW = 1
-    HIGH = 2
-
-
-class Mode(enum.StrEnum):
-    """An enum that is text."""
-
-    FAST = "fast"
-
-
-@frozen
-class Port:
-    """A class in a class."""
-
-    host: str
-    number: int = 80
-
-
-@frozen
-class Who:
-    """A class with classes in it."""
-
-    name: str
-    ports: tuple[Port, ...] = ()
-    labels: dict[str, Port] = field(factory=dict[str, Port])
+from .codecs import (
+    ID,
+    NOW,
+    Colour,
+    Level,
+    Mode,
+    Port,
+    Who,
+    codec,
+    received,
+    refusal,
+    there_and_back,
+)
 
 
 @frozen
@@ -95,45 +67,18 @@ class Small:
     size: int = field(validator=attrs.validators.lt(10))
 
 
+@frozen
+class Wider(Port):
+    """A port, and what is no one else's business."""
+
+    password: str = ""
+
+
 class Other(Contract, name="other"):
     """The contract of endpoints."""
 
     @abstractmethod
     async def nothing(self) -> None: ...
-
-
-def codec(argument: Any, result: Any = None) -> RouteCodec:
-    """Return the codec of `greeter/greet(who: argument) -> result`."""
-    import inspect
-
-    parameter = inspect.Parameter(
-        "who", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=argument
-    )
-    return RouteCodec.of(
-        Route("greeter", "greet", inspect.Signature([parameter]), result, documentation="")
-    )
-
-
-def received(annotation: Any, value: object) -> Any:
-    """Return an argument as a handler gets it when a peer sends `value`."""
-    raw = msgspec.Raw(msgspec.msgpack.encode({"who": value}))
-    return codec(annotation).arguments(raw, Incoming())["who"]
-
-
-def refusal(annotation: Any, value: object) -> str:
-    """Return what the peer that sends `value` is told."""
-    with pytest.raises(InvalidArgument) as caught:
-        received(annotation, value)
-    return caught.value.message
-
-
-def there_and_back(annotation: Any, value: object) -> Any:
-    """Return an argument that one side sends and the other receives, descriptors duplicated."""
-    both = codec(annotation, annotation)
-    outgoing = Outgoing()
-    body = encode(both.lower(both.bind((value,), {})), outgoing, "greeter/greet")
-    incoming = Incoming.of([os.dup(fd) for fd in outgoing.filenos()])
-    return both.arguments(msgspec.Raw(body), incoming)["who"]
 
 
 @contextmanager
@@ -180,6 +125,9 @@ def null() -> Iterator[Fd]:
         (Who, Who("ada", (Port("a"), Port("b", 1)), {"x": Port("c")})),
         (Tree, Tree("a", (Tree("b", (Tree("c"),)), Tree("d")))),
         (Small, Small(9)),
+        (list[str], ["a"]),
+        (list[Port], [Port("a"), Port("b", 1)]),
+        (dict[str, list[int | None]], {"a": [1, None]}),
     ],
 )
 def test_a_value_arrives_as_it_was_sent(annotation: Any, value: object) -> None:
@@ -384,6 +332,18 @@ def test_an_endpoint_twice_in_one_message_is_the_caller_s_error() -> None:
     with null() as fd:
         endpoint = Endpoint(Other, fd)
         assert "twice" in sending(tuple[Endpoint[Other], ...], (endpoint, endpoint))
+
+
+def test_what_a_subclass_adds_stays_at_home() -> None:
+    for annotation, value in (
+        (Port, Wider("a", 1, "secret")),
+        (tuple[Port, ...], (Wider("a", 1, "secret"),)),
+        (Who, Who("x", (Wider("a", 1, "secret"),))),
+    ):
+        it = codec(annotation, annotation)
+        assert b"secret" not in encode(it.lower([value]), Outgoing(), "greeter/greet")
+        assert b"secret" not in it.result(value, Outgoing())
+        assert there_and_back(annotation, value) != value
 
 
 # --- replies ----------------------------------------------------------------------------------
