@@ -2,10 +2,9 @@
 
 State is `_records` (what exists) and `_names` (which names are taken, those of containers in the
 making included). Both change without an await between check and change. What must not overlap for
-one container
-- bootstrap, clean-up, removal - holds `exclusive(id)`; nothing else does, so that a wedged
-  container
-delays nobody, and a `wait` never blocks a `kill`.
+one container - bootstrap, clean-up, removal - holds `exclusive(id)`; nothing else does, so that a
+wedged container delays nobody, and a `wait` never blocks a `kill`. Who waits for a wedged one in
+vain is told before its deadline what holds it.
 """
 
 from __future__ import annotations
@@ -419,10 +418,7 @@ class ContainersService(ContainerTable, Containers):
                 ) from error
             raise Unavailable(f"the log {folder} can't be read: {error.strerror}") from error
 
-    # The contract's word means the container's usage; the actor's own look has the same name.
-    async def statistics(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, container: str
-    ) -> SandboxStatistics:
+    async def statistics(self, container: str) -> SandboxStatistics:
         """Return usage of a running container; see the contract."""
         record = await self._settled(container)
         self._check_live(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from container.ipc.actor import Actor as Actor
 from container.ipc.actor import ActorStatistics as ActorStatistics
+from container.ipc.actor import actor_statistics as actor_statistics
 from container.ipc.client import connect as connect
 from container.ipc.client import connection_of as connection_of
 from container.ipc.client import connection_proxy as connection_proxy
@@ -37,6 +38,8 @@ from container.ipc.errors import Unavailable as Unavailable
 from container.ipc.errors import UnknownRoute as UnknownRoute
 from container.ipc.errors import Unsupported as Unsupported
 from container.ipc.gate import Gate as Gate
+from container.ipc.idle import IdleStatistics as IdleStatistics
+from container.ipc.idle import IdleTimer as IdleTimer
 from container.ipc.message import Message as Message
 from container.ipc.message import call_message as call_message
 from container.ipc.peer import Peer as Peer
@@ -45,12 +48,23 @@ from container.ipc.peer import groups as groups
 from container.ipc.peer import same_user as same_user
 from container.ipc.peer import same_user_or_root as same_user_or_root
 from container.ipc.peer import users as users
+from container.ipc.sections import SectionStatistics as SectionStatistics
 from container.ipc.server import Server as Server
 from container.ipc.server import ServerStatistics as ServerStatistics
 from container.ipc.server import bind as bind
 from container.ipc.server import in_memory as in_memory
 from container.ipc.server import issue as issue
 from container.ipc.server import open_service as open_service
+from container.ipc.supervision import Backoff as Backoff
+from container.ipc.supervision import Intensity as Intensity
+from container.ipc.supervision import RestartPolicy as RestartPolicy
+from container.ipc.supervision import Supervised as Supervised
+from container.ipc.supervision import SupervisedState as SupervisedState
+from container.ipc.supervision import SupervisedStatistics as SupervisedStatistics
+from container.ipc.supervision import SupervisionFailed as SupervisionFailed
+from container.ipc.supervision import Supervisor as Supervisor
+from container.ipc.supervision import SupervisorStatistics as SupervisorStatistics
+from container.ipc.supervision import open_supervisor as open_supervisor
 from container.ipc.wire.limits import Limits as Limits
 from container.ipc.wire_errors import process_name as process_name
 from container.ipc.wire_errors import set_process_name as set_process_name

@@ -3,32 +3,37 @@
 An actor's state changes only inside its methods. Methods run concurrently, as Trio tasks, so a
 `wait()` never blocks a `kill()`; what must be exclusive takes the actor's lock for that entity, by
 name: `async with self.exclusive(container_id):`. An actor never sees a message.
+
+What an actor is looked at with is a function, `actor_statistics(actor)`: the names of a service
+belong to its contracts. The few that the base takes itself can't be routes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import trio
-from attrs import define, field, frozen
+from attrs import frozen
 
+from container.ipc.contract import Contract, ContractError, contracts_of
+from container.ipc.nursery import ended_with_block
+from container.ipc.sections import WAITERS, Sections, SectionStatistics
 
-@define
-class _KeyLock:
-    lock: trio.Lock = field(factory=trio.Lock)
-    users: int = 0
+_TAKEN = frozenset({"is_open", "nursery", "lifespan", "begin", "exclusive"})
 
 
 @frozen
 class ActorStatistics:
-    """A look at a running actor."""
+    """A look at an actor."""
 
+    is_open: bool
     tasks: int
     """Background tasks in the actor's nursery."""
-    held_keys: tuple[str, ...]
+    sections: tuple[SectionStatistics, ...]
     """Entities whose exclusive section is held or waited for."""
 
 
@@ -36,11 +41,21 @@ class Actor:
     """Base of services: start-up and tear-down are a scope, background tasks live in `nursery`.
 
     Override `lifespan` to hold resources: what is before its `yield` runs at start, what is after
-    it at the end, when the nursery's tasks have been cancelled and have ended.
+    it at the end, when the nursery's tasks have been cancelled and have ended. Override `begin` to
+    start tasks.
     """
 
     _nursery: trio.Nursery | None = None
     _stack: AsyncExitStack | None = None
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        for contract in contracts_of(cls) if issubclass(cls, Contract) else ():
+            if hidden := _TAKEN & vars(contract).keys():
+                raise ContractError(
+                    f"{contract.contract_name}/{min(hidden)} can't be served by an actor: "
+                    f"{cls.__name__}.{min(hidden)} is the actor's own"
+                )
 
     @property
     def is_open(self) -> bool:
@@ -63,34 +78,41 @@ class Actor:
         """Hold what the actor needs while it lives. The base holds nothing."""
         yield
 
-    @asynccontextmanager
-    async def exclusive(self, key: str) -> AsyncGenerator[None]:
-        """Hold the section of one entity; sections of other keys are not delayed.
+    async def begin(self) -> None:
+        """Do what needs the nursery, last in the start-up. The base does nothing.
 
-        Cancellation while waiting leaves nothing behind.
+        If it fails or is cancelled, the actor ends as if its block had.
         """
-        locks = self.__dict__.setdefault("_key_locks", {})
-        entry: _KeyLock = locks.setdefault(key, _KeyLock())
-        entry.users += 1
-        try:
-            async with entry.lock:
-                yield
-        finally:
-            entry.users -= 1
-            if entry.users == 0 and locks.get(key) is entry:
-                del locks[key]
 
-    def statistics(self) -> ActorStatistics:
-        """Return a frozen look at tasks and locks."""
-        locks = self.__dict__.get("_key_locks", {})
-        tasks = len(self._nursery.child_tasks) if self._nursery is not None else 0
-        return ActorStatistics(tasks=tasks, held_keys=tuple(sorted(locks)))
+    def exclusive(
+        self, key: str, *, within: float = math.inf, waiters: int = WAITERS
+    ) -> AbstractAsyncContextManager[None]:
+        """Be alone in the section of one entity; sections of other keys are not delayed.
+
+        The wait is bounded by `within` and, in a call that is served, by its caller's deadline,
+        less a moment for the answer. Cancelled or refused, nothing was changed.
+
+        Args:
+            key: The entity.
+            within: Seconds to wait at most.
+            waiters: How many may wait already.
+
+        Raises:
+            Overloaded: the section did not become free in time, or too many wait for it; it says
+                who holds it, and for how long.
+        """
+        return _sections_of(self).hold(key, within=within, waiters=waiters)
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.lifespan())
-            self._nursery = await stack.enter_async_context(_cancelled_at_exit())
-            self._stack = stack.pop_all()
+        try:
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(self.lifespan())
+                self._nursery = await stack.enter_async_context(ended_with_block())
+                await self.begin()
+                self._stack = stack.pop_all()
+        except BaseException:
+            self._nursery = None
+            raise
         return self
 
     async def __aexit__(
@@ -107,19 +129,16 @@ class Actor:
             self._nursery = None
 
 
-@asynccontextmanager
-async def _cancelled_at_exit() -> AsyncGenerator[trio.Nursery]:
-    # What the block raises is carried around the nursery, which would wrap it in a group. A
-    # cancellation is not: it may be the nursery's own.
-    raised: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield nursery
-        except trio.Cancelled:
-            raise
-        except BaseException as error:
-            raised = error
-        finally:
-            nursery.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
+def actor_statistics(actor: Actor) -> ActorStatistics:
+    """Return a frozen look at an actor: its tasks, and who holds and awaits its sections."""
+    nursery = actor._nursery  # pyright: ignore[reportPrivateUsage]
+    return ActorStatistics(
+        is_open=actor.is_open,
+        tasks=0 if nursery is None else len(nursery.child_tasks),
+        sections=_sections_of(actor).statistics(),
+    )
+
+
+def _sections_of(actor: Actor) -> Sections:
+    # Made when first used: subclasses have `__init__`s of their own, which need not call ours.
+    return actor.__dict__.setdefault("_sections", Sections())

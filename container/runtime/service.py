@@ -427,7 +427,7 @@ class SandboxService(Actor, Sandbox):
             processes=tuple(process.describe() for process in self._processes.values()),
         )
 
-    async def statistics(self) -> SandboxStatistics:  # type: ignore[override]
+    async def statistics(self) -> SandboxStatistics:
         usage = None
         if self._phase in (SandboxPhase.CREATED, SandboxPhase.RUNNING):
             usage = await trio.to_thread.run_sync(self._machinery.cgroup.usage)

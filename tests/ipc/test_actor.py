@@ -1,7 +1,8 @@
-"""The owner of some state: its start and end, its tasks, and its exclusive sections."""
+"""The owner of some state: its start and end, its tasks, its names."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from container.ipc import Actor
+from container.ipc import Actor, Contract, ContractError, in_memory
+from container.ipc.actor import actor_statistics
 
 
 class Recorder(Actor):
@@ -30,18 +32,12 @@ class Recorder(Actor):
         finally:
             self.events.append("task ended")
 
-    async def section(self, key: str, seconds: float) -> None:
-        async with self.exclusive(key):
-            self.events.append(f"{key} in")
-            await trio.sleep(seconds)
-            self.events.append(f"{key} out")
-
 
 async def test_background_tasks_end_before_what_the_lifespan_holds() -> None:
     async with Recorder() as actor:
         actor.nursery.start_soon(actor.tick)
         await trio.testing.wait_all_tasks_blocked()
-        assert actor.statistics().tasks == 1
+        assert actor_statistics(actor).tasks == 1
     assert actor.events == ["start", "task ended", "end"]
 
 
@@ -76,29 +72,62 @@ async def test_an_actor_may_end_its_own_tasks_and_its_block() -> None:
     assert actor.events == ["start", "end"]
 
 
-async def test_sections_of_one_key_exclude_and_others_do_not_wait(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with Recorder() as actor, trio.open_nursery() as nursery:
-        nursery.start_soon(actor.section, "a", 2)
-        nursery.start_soon(actor.section, "a", 2)
-        nursery.start_soon(actor.section, "b", 1)
-        await trio.sleep(0.5)
-        assert actor.statistics().held_keys == ("a", "b")
-    assert trio.current_time() == pytest.approx(4)
-    a = [event for event in actor.events if event.startswith("a")]
-    assert a == ["a in", "a out", "a in", "a out"]
-    assert actor.statistics().held_keys == ()
+async def test_what_begins_last_has_the_nursery_and_may_fail_as_the_block_may() -> None:
+    class Beginning(Recorder):
+        async def begin(self) -> None:
+            self.nursery.start_soon(self.tick)
+            await trio.testing.wait_all_tasks_blocked()
+            raise LookupError("can't")
+
+    actor = Beginning()
+    with pytest.raises(LookupError, match="can't"):
+        await actor.__aenter__()
+    assert actor.events == ["start", "task ended", "end"]
+    assert not actor.is_open
+    with pytest.raises(RuntimeError, match="is not open"):
+        _ = actor.nursery
 
 
-async def test_waiting_for_a_section_may_be_cancelled_and_leaves_nothing(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with Recorder() as actor:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(actor.section, "a", 5)
-            await trio.sleep(1)
-            with trio.move_on_after(1):
-                await actor.section("a", 1)
-        assert actor.statistics().held_keys == ()
-        await actor.section("a", 1)
+async def test_a_failing_task_ends_the_block_and_is_raised_beside_what_the_block_raises() -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    async def live(last: type[Exception] | None = None) -> None:
+        async with Recorder() as actor:
+            actor.nursery.start_soon(fail)
+            try:
+                await trio.sleep_forever()
+            finally:
+                if last is not None:
+                    raise last
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await live()
+    assert [type(error) for error in caught.value.exceptions] == [ValueError]
+    with pytest.raises(ExceptionGroup) as caught:
+        await live(last=LookupError)
+    assert [type(error) for error in caught.value.exceptions] == [LookupError, ValueError]
+
+
+async def test_a_route_of_any_name_but_the_actors_own_few_is_the_services() -> None:
+    class Counting(Contract, name="counting"):
+        @abstractmethod
+        async def statistics(self) -> int: ...
+
+    class CountingService(Actor, Counting):
+        async def statistics(self) -> int:
+            return len(actor_statistics(self).sections)
+
+    service = CountingService()
+    async with in_memory(service) as counting, service.exclusive("a"):
+        assert await counting.statistics() == 1
+        assert actor_statistics(service).is_open
+
+    class Grasping(Contract, name="grasping"):
+        @abstractmethod
+        async def exclusive(self, key: str) -> None: ...
+
+    with pytest.raises(ContractError, match="grasping/exclusive can't be served by an actor"):
+
+        class GraspingService(Actor, Grasping):  # pyright: ignore
+            pass
