@@ -307,7 +307,7 @@ def _log_end(name: str, failure: Exception | None, delay: float) -> None:
     # A bug is shown with its traceback; an error that is a value of a contract says it all itself.
     bug = failure is not None and not isinstance(failure, ContainerError)
     logger.warning(
-        "%s %s; it starts again in %.3g s",
+        "%s %s; again in %.3g s",
         name,
         "ended" if failure is None else f"failed: {failure}",
         delay,

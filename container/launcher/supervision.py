@@ -12,6 +12,10 @@
 While a service is FAILED its connections are accepted and closed, so that callers get an answer and
 not a wait without end. A service that ends without serving the connection that it was started for
 counts as failed, whatever its status: it would be started again at once, for ever.
+
+When a failure is followed by another start, after which delay, and how many are too many, is the
+framework's `Supervised`. What is here is what a service adds: it has a process and a socket, and
+waits for a reason to start.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +30,14 @@ import trio
 from attrs import define, field
 
 from container.contracts.launcher import Restart, ServiceState, ServiceStatus, ServiceUnit
-from container.ipc import ContainerError, Unavailable
+from container.ipc import (
+    Backoff,
+    ContainerError,
+    Intensity,
+    Supervised,
+    SupervisionFailed,
+    Unavailable,
+)
 from container.launcher.children import Process
 from container.launcher.rundir import Inode, unlink_socket
 from container.launcher.spawner import Spawner
@@ -60,7 +70,7 @@ class Service:
     supervision: trio.CancelScope = field(factory=trio.CancelScope)
     ended: trio.Event = field(factory=trio.Event)
     """Set when `run` has ended."""
-    _failures: deque[float] = field(factory=lambda: deque[float](maxlen=1000))
+    _supervised: Supervised[None] | None = None
     _wanted: trio.Event = field(factory=trio.Event)
     _changed: trio.Event = field(factory=trio.Event)
     _starting: bool = False
@@ -94,9 +104,9 @@ class Service:
             await self._change()
         if self.state is ServiceState.RUNNING:
             return
-        self._failures.clear()
         self._problem = None
         self._wanted.set()
+        self._forgive()
         self._notify()
         while self._wanted.is_set() and not self.ended.is_set():
             await self._change()
@@ -112,10 +122,10 @@ class Service:
         while self._starting:
             await self._change()
         process = self.process
-        self._failures.clear()
+        if process is None and self.state in (ServiceState.BACKOFF, ServiceState.FAILED):
+            self._become(ServiceState.LISTENING)
+        self._forgive()
         if process is None:
-            if self.state in (ServiceState.BACKOFF, ServiceState.FAILED):
-                self._become(ServiceState.LISTENING)
             return
         self._stopping = True
         self._become(ServiceState.STOPPING)
@@ -153,37 +163,64 @@ class Service:
 
     async def run(self) -> None:
         """Supervise until cancelled. The process, if there is one then, is left as it is."""
+        unit = self.unit
+        # Without restarts a failure is followed by the wait for the next connection.
+        restarts = unit.restart is not Restart.NO
         try:
             with self.supervision:
-                if self.process is not None:  # adopted
-                    await self._watch(self.process)
                 while True:
-                    if not self._wanted.is_set():
-                        await self._until_wanted()
-                    await self._start_once()
-                    if self.process is not None:
-                        await self._watch(self.process)
+                    self._supervised = Supervised(
+                        self._serve,
+                        name=f"service {unit.name}",
+                        backoff=Backoff(unit.restart_delay if restarts else 0.0, LONGEST_DELAY),
+                        intensity=Intensity(unit.restart_limit - 1, WINDOW),
+                    )
+                    try:
+                        await self._supervised.run()
+                    except SupervisionFailed as error:
+                        _log.error("%s", error)
+                        self._become(ServiceState.FAILED)
+                        await self._until_forgiven()
         finally:
             self.ended.set()
             self._notify()
 
+    async def _serve(self) -> None:
+        """Run its processes, each when there is a reason to, until one fails.
+
+        Raises:
+            ContainerError: it can't be started, or it ended badly.
+        """
+        while True:
+            if self.process is None:  # else it was adopted
+                if self.state is ServiceState.LISTENING:
+                    await self._until_wanted()
+                await self._start()
+            assert self.process is not None
+            status = await self.process.wait()
+            failure = self._gone(status)
+            if failure is not None:
+                raise failure
+
     async def _until_wanted(self) -> None:
-        """Wait for a reason to start, in whatever state this is."""
+        """Wait for a start that is asked for, or for a connection."""
         while not self._wanted.is_set():
-            if self.state is ServiceState.BACKOFF:
-                with trio.move_on_after(self._delay()):
-                    await self._change()
-                    continue
-                return
             if self.listener is None:
                 await self._change()
-                continue
-            if not await self._connection_or_change():
-                continue
-            if self.state is not ServiceState.FAILED or not self._recent_failures():
+            elif await self._connection_or_change():
                 return
-            with contextlib.suppress(OSError):
-                self.listener.accept()[0].close()
+
+    async def _until_forgiven(self) -> None:
+        """Accept and close, until it is asked for or a connection comes after a while."""
+        until = trio.current_time() + WINDOW
+        while self.state is ServiceState.FAILED and not self._wanted.is_set():
+            if self.listener is None:
+                await self._change()
+            elif await self._connection_or_change():
+                if trio.current_time() > until:
+                    return
+                with contextlib.suppress(OSError):
+                    self.listener.accept()[0].close()
 
     async def _connection_or_change(self) -> bool:
         assert self.listener is not None
@@ -201,7 +238,7 @@ class Service:
             nursery.cancel_scope.cancel()
         return readable
 
-    async def _start_once(self) -> None:
+    async def _start(self) -> None:
         again = self.state in (ServiceState.BACKOFF, ServiceState.FAILED)
         self._problem = None
         self._starting = True
@@ -218,51 +255,33 @@ class Service:
             self._notify()
         self._wanted = trio.Event()
         if self._problem is not None:
-            _log.error("%s: %s", self.unit.name, self._problem)
             self._failed()
-            return
+            raise self._problem
         self.restarts += again
         self._become(ServiceState.RUNNING)
 
-    async def _watch(self, process: Process) -> None:
-        status = await process.wait()
-        self._gone(status)
-
-    def _gone(self, status: int) -> None:
+    def _gone(self, status: int) -> ContainerError | None:
+        """Note that the process has ended; return its failure, if it is one."""
         assert self.process is not None
         self.process.close()
         self.process = None
         self.last_exit = None if status == -1 else status
-        if self._stopping:
+        unserved = self.listener is not None and _readable(self.listener)
+        ended_well = status == 0 and self.unit.restart is not Restart.ALWAYS and not unserved
+        if self._stopping or ended_well:
             self._stopping = False
             self._become(ServiceState.LISTENING)
-            return
-        unserved = self.listener is not None and _readable(self.listener)
-        if status == 0 and self.unit.restart is not Restart.ALWAYS and not unserved:
-            self._become(ServiceState.LISTENING)
-            return
-        _log.warning("%s ended with status %s", self.unit.name, status)
+            return None
         self._failed()
+        return Unavailable(f"it ended with status {status}")
 
     def _failed(self) -> None:
-        self._failures.append(trio.current_time())
-        if self._recent_failures() >= self.unit.restart_limit:
-            _log.error("%s failed too often", self.unit.name)
-            self._become(ServiceState.FAILED)
-        elif self.unit.restart is Restart.NO:
-            self._become(ServiceState.LISTENING)
-        else:
-            self._become(ServiceState.BACKOFF)
+        restarts = self.unit.restart is not Restart.NO
+        self._become(ServiceState.BACKOFF if restarts else ServiceState.LISTENING)
 
-    def _recent_failures(self) -> int:
-        begin = trio.current_time() - WINDOW
-        while self._failures and self._failures[0] < begin:
-            self._failures.popleft()
-        return len(self._failures)
-
-    def _delay(self) -> float:
-        doublings = max(0, self._recent_failures() - 1)
-        return min(LONGEST_DELAY, self.unit.restart_delay * 2.0 ** min(doublings, 30))
+    def _forgive(self) -> None:
+        if self._supervised is not None:
+            self._supervised.reset()
 
     def _become(self, state: ServiceState) -> None:
         self.state = state
