@@ -1,86 +1,117 @@
-"""The call rows: ours beside each peer, all measured in the same rounds."""
+"""The rows of calls: ours beside each peer, free and pinned, alone and many at once."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 
-from attrs import frozen
-
-from benchmarks.figures import Figure, Goal
-from benchmarks.worker import Peer, PeerUnavailable, open_peer
+from benchmarks.figures import Comparison, Figure, Goal
+from benchmarks.options import Options
+from benchmarks.rounds import PINNED, Row, Side, measure_rows
 
 CALLS = 600
 """Calls a round, one after another: well above a scheduler's tick."""
 CONCURRENT_CALLS = 2000
 CALLERS = 64
+CANCELS = 60
+HOPS = ("third", "second", "first")
+
+_sequential = partial(Side, how="sequential", number=CALLS)
+_pinned = partial(Side, how="sequential", number=CALLS, cpu=PINNED)
+_concurrent = partial(Side, how="concurrent", number=CONCURRENT_CALLS, callers=CALLERS)
 
 
-@frozen
-class CallRow:
-    """One row: which peer, and what is wanted of the ratio to it."""
-
-    name: str
-    module: str
-    """In `benchmarks.peers`."""
-    peer: str
-    goal: Goal
-    limit: float
+def _faster(name: str, ours: Side, theirs: Side, peer: str, limit: float) -> Row:
+    """Return the row that says how many times faster a call of ours is."""
+    return Row(name, ours, theirs, peer, "µs", Goal.AT_LEAST, limit, Comparison.SPEED)
 
 
 SEQUENTIAL = (
-    CallRow("ipc.call.sequential", "raw", "64 B ping-pong, trio.socket", Goal.AT_MOST, 2.2),
-    CallRow("ipc.call.sequential.dbus-fast", "dbus_fast_aio", "dbus-fast", Goal.LESS_THAN, 1),
-    CallRow("ipc.call.sequential.jeepney", "jeepney_trio", "jeepney on Trio", Goal.LESS_THAN, 1),
-    CallRow("ipc.call.sequential.pycapnp", "capnp_rpc", "pycapnp", Goal.LESS_THAN, 1),
-    CallRow("ipc.call.sequential.grpc", "grpc_aio", "grpc.aio", Goal.LESS_THAN, 1),
-)
-CONCURRENT = (CallRow("ipc.call.concurrent64", "grpc_aio", "grpc.aio", Goal.AT_LEAST, 4),)
-
-
-def measure_sequential(rows: Sequence[CallRow], rounds: int) -> list[Figure]:
-    """Return microseconds a call, ours and each peer's."""
-    return _measure(rows, rounds, "µs", lambda peer: peer.sequential(CALLS))
-
-
-def measure_concurrent(rows: Sequence[CallRow], rounds: int) -> list[Figure]:
-    """Return calls a second of 64 callers on one connection."""
-    return _measure(rows, rounds, "/s", lambda peer: peer.concurrent(CONCURRENT_CALLS, CALLERS))
-
-
-def _measure(
-    rows: Sequence[CallRow], rounds: int, unit: str, measure: Callable[[Peer], float]
-) -> list[Figure]:
-    values: dict[str, list[float]] = {}
-    missing: dict[str, str] = {}
-    with ExitStack() as stack:
-        peers: dict[str, Peer] = {}
-        for module in ("ours", *(row.module for row in rows)):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-            try:
-                peers[module] = stack.enter_context(open_peer(module, folder))
-                values[module] = []
-            except PeerUnavailable as error:
-                missing[module] = str(error)
-        if "ours" in peers:
-            for number in range(rounds):
-                # Each round begins with another one: nobody always follows the same neighbour.
-                first = number % len(peers)
-                order = [*peers, *peers][first : first + len(peers)]
-                for module in order:
-                    values[module].append(measure(peers[module]))
-    return [
-        Figure(
-            name=row.name,
-            peer=row.peer,
-            unit=unit,
-            ours=tuple(values.get("ours", ())),
-            theirs=tuple(values.get(row.module, ())),
-            goal=row.goal,
-            limit=row.limit,
-            note=missing.get("ours") or missing.get(row.module) or "",
+    Row(
+        "ipc.call.sequential",
+        _sequential("ours"),
+        _sequential("raw"),
+        "64 B ping-pong, trio.socket",
+        "µs",
+        Goal.AT_MOST,
+        1.6,
+    ),
+    *(
+        _faster(
+            f"ipc.call.sequential.{name}", _sequential("ours"), _sequential(module), peer, limit
         )
-        for row in rows
-    ]
+        for name, module, peer, limit in (
+            ("dbus-fast", "dbus_fast_aio", "dbus-fast", 1.8),
+            ("jeepney", "jeepney_trio", "jeepney on Trio", 4),
+            ("pycapnp", "capnp_rpc", "pycapnp", 1),
+            ("grpc", "grpc_aio", "grpc.aio", 4),
+        )
+    ),
+)
+ON_ONE_CORE = (
+    Row(
+        "ipc.call.pinned",
+        _pinned("ours"),
+        _pinned("raw"),
+        "64 B ping-pong, trio.socket, same core",
+        "µs",
+        Goal.AT_MOST,
+        2.0,
+    ),
+    _faster(
+        "ipc.call.pinned.dbus-fast",
+        _pinned("ours"),
+        _pinned("dbus_fast_aio"),
+        "dbus-fast, same core",
+        1.3,
+    ),
+)
+CONCURRENT = tuple(
+    Row(
+        f"ipc.call.concurrent64.{name}",
+        _concurrent("ours"),
+        _concurrent(module),
+        peer,
+        "/s",
+        Goal.AT_LEAST,
+        limit,
+    )
+    for name, module, peer, limit in (
+        ("dbus-fast", "dbus_fast_aio", "dbus-fast", 1),
+        ("grpc", "grpc_aio", "grpc.aio", 8),
+    )
+)
+DESCRIPTOR = (
+    Row(
+        "ipc.call.descriptor",
+        _sequential("ours_descriptor", operation="with"),
+        _sequential("ours_descriptor", operation="without"),
+        "the same call without it",
+        "µs",
+        Goal.AT_MOST,
+        1.35,
+    ),
+)
+CANCEL = (
+    Row(
+        "ipc.cancel.three-hops",
+        Side("ours_hops", "each", CANCELS, operation="cancel", servers=HOPS),
+        Side("ours_hops", "sequential", CALLS, servers=HOPS),
+        "one sequential call over one hop",
+        "µs",
+        Goal.AT_MOST,
+        4,
+    ),
+)
+GROUPS = (SEQUENTIAL, ON_ONE_CORE, CONCURRENT, DESCRIPTOR, CANCEL)
+"""Rows of one group are measured in the same rounds."""
+NAMES = tuple(row.name for group in GROUPS for row in group)
+
+
+def measure(names: Sequence[str], options: Options) -> list[Figure]:
+    """Measure the rows of these names."""
+    figures: list[Figure] = []
+    for group in GROUPS:
+        if rows := [row for row in group if row.name in names]:
+            figures += measure_rows(rows, options.rounds)
+    return figures

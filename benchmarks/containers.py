@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.bundle import write_bundle
 from benchmarks.figures import Figure, Goal
+from benchmarks.options import Options
 from benchmarks.podman import open_podman
 from benchmarks.system import IMAGE, open_system
 from benchmarks.worker import PeerUnavailable
@@ -23,7 +24,7 @@ RUNC, PODMAN = "run.none.runc", "run.none.podman"
 NAMES = (RUNC, PODMAN)
 
 
-def measure_run(names: Sequence[str], rounds: int) -> list[Figure]:
+def measure(names: Sequence[str], options: Options) -> list[Figure]:
     """Return milliseconds of `run --rm --network none IMAGE true`, ours and the peers'."""
     values: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
@@ -46,7 +47,7 @@ def measure_run(names: Sequence[str], rounds: int) -> list[Figure]:
                     sides[PODMAN] = lambda _: _milliseconds(theirs, podman.environment)
                 except PeerUnavailable as error:
                     missing[PODMAN] = str(error)
-            for number in range(WARM_UP + rounds):
+            for number in range(WARM_UP + options.rounds):
                 for name, side in sides.items():
                     taken = side(number)
                     if number >= WARM_UP:

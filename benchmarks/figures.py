@@ -1,8 +1,8 @@
-"""A figure: ours beside a peer's, their ratio with its uncertainty, and whether a goal is met.
+"""A figure: ours beside a peer's, how they compare and how surely, and whether a goal is met.
 
-The ratio is of the medians of paired rounds. Its interval is a bootstrap of 95 %: rounds are drawn
+What is compared are medians of paired rounds. The interval is a bootstrap of 95 %: rounds are drawn
 again, with replacement and as pairs, so that what both sides of a round had in common stays so.
-A goal is met when the worse end of the interval meets it, never when only the ratio itself does.
+A goal is met when the worse end of the interval meets it, never when only the estimate itself does.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13 (percentile interval).
 """
@@ -22,16 +22,39 @@ CONFIDENCE = 0.95
 
 
 class Goal(enum.Enum):
-    """Which side of its limit a ratio should be on."""
+    """Which side of its limit an estimate should be on."""
 
     AT_MOST = "<="
     LESS_THAN = "<"
     AT_LEAST = ">="
 
 
+class Comparison(enum.Enum):
+    """What of the two medians the goal is about; the value is how a table writes it."""
+
+    RATIO = "ours / peer's"
+    SPEED = "peer's / ours"
+    """How many times faster ours is, where both are times."""
+    DIFFERENCE = "ours - peer's"
+    ALONE = "ours"
+    """There is no peer: the goal is a limit."""
+
+    def of(self, ours: float, peer: float) -> float:
+        """Compare two values."""
+        match self:
+            case Comparison.RATIO:
+                return ours / peer
+            case Comparison.SPEED:
+                return peer / ours
+            case Comparison.DIFFERENCE:
+                return ours - peer
+            case Comparison.ALONE:
+                return ours
+
+
 @frozen
-class Ratio:
-    """Ours divided by the peer's."""
+class Estimate:
+    """A comparison and the interval that it is in."""
 
     value: float
     low: float
@@ -39,11 +62,15 @@ class Ratio:
     rounds: int
 
 
-def ratio_of(ours: Sequence[float], peer: Sequence[float]) -> Ratio:
-    """Return the ratio of medians of paired rounds with its bootstrap interval.
+def estimate(
+    ours: Sequence[float], peer: Sequence[float], comparison: Comparison = Comparison.RATIO
+) -> Estimate:
+    """Return the comparison of medians of paired rounds with its bootstrap interval.
 
     Equal rounds give equal intervals: the generator starts from a fixed seed.
     """
+    if comparison is Comparison.ALONE:
+        peer = ours
     if len(ours) != len(peer) or not ours:
         raise ValueError(f"rounds do not pair up: {len(ours)} of ours, {len(peer)} of the peer")
     generator = random.Random(20240101)
@@ -51,11 +78,11 @@ def ratio_of(ours: Sequence[float], peer: Sequence[float]) -> Ratio:
     drawn: list[float] = []
     for _ in range(RESAMPLES):
         again = generator.choices(pairs, k=len(pairs))
-        drawn.append(median(a for a, _ in again) / median(b for _, b in again))
+        drawn.append(comparison.of(median(a for a, _ in again), median(b for _, b in again)))
     drawn.sort()
     tail = (1 - CONFIDENCE) / 2
-    return Ratio(
-        value=median(ours) / median(peer),
+    return Estimate(
+        value=comparison.of(median(ours), median(peer)),
         low=drawn[int(tail * RESAMPLES)],
         high=drawn[min(RESAMPLES - 1, int((1 - tail) * RESAMPLES))],
         rounds=len(pairs),
@@ -77,36 +104,40 @@ class Figure:
     limit: float | None = None
     note: str = ""
     """Why there is no figure, or what to know about it."""
-    ratio: Ratio | None = field(init=False)
+    comparison: Comparison = Comparison.RATIO
+    estimate: Estimate | None = field(init=False)
 
-    @ratio.default  # type: ignore[attr-defined,unused-ignore]
-    def _ratio(self) -> Ratio | None:
-        return ratio_of(self.ours, self.theirs) if self.ours and self.theirs else None
+    @estimate.default  # type: ignore[attr-defined,unused-ignore]
+    def _estimate(self) -> Estimate | None:
+        if not self.ours or (not self.theirs and self.comparison is not Comparison.ALONE):
+            return None
+        return estimate(self.ours, self.theirs, self.comparison)
 
     @property
     def met(self) -> bool | None:
         """Does the worse end of the interval meet the goal? None where there is nothing to meet."""
-        if self.ratio is None or self.goal is None or self.limit is None:
+        if self.estimate is None or self.goal is None or self.limit is None:
             return None
         match self.goal:
             case Goal.AT_MOST:
-                return self.ratio.high <= self.limit
+                return self.estimate.high <= self.limit
             case Goal.LESS_THAN:
-                return self.ratio.high < self.limit
+                return self.estimate.high < self.limit
             case Goal.AT_LEAST:
-                return self.ratio.low >= self.limit
+                return self.estimate.low >= self.limit
 
     def as_json(self) -> dict[str, Any]:
         """Return the figure with all its rounds, for a file."""
-        ratio = self.ratio
+        found = self.estimate
         return {
             "name": self.name,
             "peer": self.peer,
             "unit": self.unit,
             "ours": list(self.ours),
             "theirs": list(self.theirs),
-            "ratio": None if ratio is None else [ratio.value, ratio.low, ratio.high],
-            "rounds": 0 if ratio is None else ratio.rounds,
+            "comparison": self.comparison.value,
+            "estimate": None if found is None else [found.value, found.low, found.high],
+            "rounds": 0 if found is None else found.rounds,
             "goal": None if self.goal is None else f"{self.goal.value} {self.limit:g}",
             "met": self.met,
             "note": self.note,
@@ -114,20 +145,26 @@ class Figure:
 
     def cells(self) -> tuple[str, ...]:
         """Return the figure as a row of the table."""
-        ratio, met = self.ratio, self.met
+        found, met = self.estimate, self.met
+        goal = "-"
+        if self.goal is not None and self.limit is not None:
+            goal = f"{self.goal.value} {self.limit:g}"
         return (
             self.name,
             f"{median(self.ours):.4g} {self.unit}" if self.ours else "-",
             f"{median(self.theirs):.4g} {self.unit}" if self.theirs else "-",
             self.peer,
-            "-" if ratio is None else f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
-            "-" if ratio is None else str(ratio.rounds),
-            "-" if self.goal is None else f"{self.goal.value} {self.limit:g}",
+            self.comparison.value,
+            "-" if found is None else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]",
+            "-" if found is None else str(found.rounds),
+            goal,
             {True: "yes", False: "NO", None: "-"}[met] + (f"  ({self.note})" if self.note else ""),
         )
 
 
-HEADINGS = ("figure", "ours", "peer's", "peer", "ratio [95 %]", "rounds", "goal", "met")
+HEADINGS = (
+    "figure", "ours", "peer's", "peer", "what", "estimate [95 %]", "rounds", "goal", "met"
+)  # fmt: skip
 
 
 def table(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEADINGS) -> str:

@@ -19,6 +19,7 @@ from attrs import frozen
 
 from benchmarks.bundle import write_bundle
 from benchmarks.figures import Figure, Goal
+from benchmarks.options import Options
 from benchmarks.podman import Podman, open_podman
 from benchmarks.system import IMAGE, System, open_system
 from benchmarks.worker import PeerUnavailable
@@ -36,7 +37,15 @@ class Command:
     environment: Mapping[str, str]
 
 
-def measure_direct(size: int, rounds: int) -> Figure:
+def measure(names: Sequence[str], options: Options) -> list[Figure]:
+    """Measure the rows of these names."""
+    size = options.size << 20
+    figures = [_measure_direct(size, options.rounds)] if DIRECT in names else []
+    logs = [name for name in names if name in (DETACHED, ATTACHED)]
+    return figures + [_measure_log(name, size, options.log_rounds) for name in logs]
+
+
+def _measure_direct(size: int, rounds: int) -> Figure:
     """Return MiB a second through `run --rm -i IMAGE cat >/dev/null`, ours and runc's."""
     ours: list[float] = []
     theirs: list[float] = []
@@ -60,11 +69,6 @@ def measure_direct(size: int, rounds: int) -> Figure:
         limit=0.95,
         note=note,
     )
-
-
-def measure_log(names: Sequence[str], size: int, rounds: int) -> list[Figure]:
-    """Return MiB a second of output that is kept in a log, ours and podman's."""
-    return [_measure_log(name, size, rounds) for name in names if name in (DETACHED, ATTACHED)]
 
 
 def _measure_log(name: str, size: int, rounds: int) -> Figure:

@@ -9,7 +9,7 @@ from typing import Any
 
 import capnp
 
-from benchmarks.worker import Call, Loop
+from benchmarks.worker import Loop, Operations
 
 LOOP: Loop = "capnp"
 SCHEMA = """
@@ -44,7 +44,7 @@ async def serve(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def connect(folder: Path) -> AsyncGenerator[Call]:
+async def connect(folder: Path) -> AsyncGenerator[Operations]:
     """Hold the bootstrap object of one connection."""
     schema = _schema(folder)
     stream = await capnp.AsyncIoStream.create_unix_connection(str(folder / "s"))
@@ -54,4 +54,4 @@ async def connect(folder: Path) -> AsyncGenerator[Call]:
         reply = await echo.echo(item={"id": "abcdef", "number": i})
         assert reply.item.number == i
 
-    yield call
+    yield {"call": call}

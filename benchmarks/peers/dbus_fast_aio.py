@@ -11,7 +11,7 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.message_bus import BaseMessageBus
 
 from benchmarks.peers.bus import NAME, PATH, address, open_bus
-from benchmarks.worker import Call, Loop
+from benchmarks.worker import Loop, Operations
 
 LOOP: Loop = "asyncio"
 
@@ -34,7 +34,7 @@ async def serve(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def connect(folder: Path) -> AsyncGenerator[Call]:
+async def connect(folder: Path) -> AsyncGenerator[Operations]:
     """Hold a connection to the bus."""
     bus = await MessageBus(bus_address=address(folder), negotiate_unix_fd=True).connect()
 
@@ -52,4 +52,4 @@ async def connect(folder: Path) -> AsyncGenerator[Call]:
         assert reply is not None
         assert reply.body[0][1] == i, reply.body
 
-    yield call
+    yield {"call": call}

@@ -15,14 +15,23 @@ import grpc
 import grpc.aio
 import grpc_tools
 
-from benchmarks.worker import Call, Loop
+from benchmarks.worker import Loop, Operations
 
 LOOP: Loop = "asyncio"
+PIECE = 1 << 20
+OPTIONS = [("grpc.max_receive_message_length", 8 * PIECE)]
+"""A piece and its frame are larger than what is allowed by default."""
 SCHEMA = """
 syntax = "proto3";
 package bench;
 message Item { string id = 1; int64 number = 2; }
-service Echo { rpc Echo(Item) returns (Item); }
+message Count { int64 count = 1; }
+message Piece { bytes data = 1; }
+service Echo {
+  rpc Echo(Item) returns (Item);
+  rpc Items(Count) returns (stream Item);
+  rpc Pieces(Count) returns (stream Piece);
+}
 """
 
 
@@ -45,7 +54,16 @@ async def serve(folder: Path) -> None:
         async def Echo(self, request: Any, context: Any) -> Any:
             return messages.Item(id=request.id, number=request.number)
 
-    server = grpc.aio.server()
+        async def Items(self, request: Any, context: Any) -> AsyncGenerator[Any]:
+            for number in range(request.count):
+                yield messages.Item(id="abcdef", number=number)
+
+        async def Pieces(self, request: Any, context: Any) -> AsyncGenerator[Any]:
+            piece = b"x" * PIECE
+            for _ in range(request.count):
+                yield messages.Piece(data=piece)
+
+    server = grpc.aio.server(options=OPTIONS)
     services.add_EchoServicer_to_server(Echo(), server)
     server.add_insecure_port(f"unix:{folder}/s")
     await server.start()
@@ -54,14 +72,27 @@ async def serve(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def connect(folder: Path) -> AsyncGenerator[Call]:
+async def connect(folder: Path) -> AsyncGenerator[Operations]:
     """Hold a channel and its stub."""
     messages, services = _generated(folder)
-    async with grpc.aio.insecure_channel(f"unix:{folder}/s") as channel:
+    async with grpc.aio.insecure_channel(f"unix:{folder}/s", options=OPTIONS) as channel:
         stub = services.EchoStub(channel)
 
         async def call(i: int) -> None:
             item = await stub.Echo(messages.Item(id="abcdef", number=i))
             assert item.number == i
 
-        yield call
+        async def items(count: int) -> None:
+            expected = 0
+            async for item in stub.Items(messages.Count(count=count)):
+                assert item.number == expected
+                expected += 1
+            assert expected == count
+
+        async def pieces(count: int) -> None:
+            received = 0
+            async for piece in stub.Pieces(messages.Count(count=count)):
+                received += len(piece.data)
+            assert received == count * PIECE
+
+        yield {"call": call, "items": items, "bytes": pieces}

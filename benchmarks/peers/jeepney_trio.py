@@ -16,7 +16,7 @@ from jeepney import (
 from jeepney.io.trio import Proxy, open_dbus_connection, open_dbus_router
 
 from benchmarks.peers.bus import NAME, PATH, address, open_bus
-from benchmarks.worker import Call, Loop
+from benchmarks.worker import Loop, Operations
 
 LOOP: Loop = "trio"
 ADDRESS = DBusAddress(PATH, bus_name=NAME, interface=NAME)
@@ -36,7 +36,7 @@ async def serve(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def connect(folder: Path) -> AsyncGenerator[Call]:
+async def connect(folder: Path) -> AsyncGenerator[Operations]:
     """Hold a connection to the bus."""
     async with open_dbus_router(address(folder), enable_fds=True) as router:
 
@@ -45,4 +45,4 @@ async def connect(folder: Path) -> AsyncGenerator[Call]:
             reply = await router.send_and_get_reply(message)
             assert reply.body[0][1] == i, reply.body
 
-        yield call
+        yield {"call": call}

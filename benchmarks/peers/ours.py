@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
 from attrs import frozen
 
-from benchmarks.worker import Call, Loop
-from container.ipc import Actor, Contract, open_service
+from benchmarks.worker import Loop, Operations
+from container.ipc import Actor, Contract, Limits, open_service
 
 LOOP: Loop = "trio"
+LIMITS = Limits(connections_per_user=100_000)
+"""One user opens all of the idle connections that are measured."""
 
 
 @frozen
@@ -43,18 +45,25 @@ class EchoService(Actor, Echo):
 
 async def serve(folder: Path) -> None:
     """Serve until killed."""
-    async with open_service(EchoService(), at=folder / "s"):
+    async with open_service(EchoService(), at=folder / "s", limits=LIMITS):
         print("ready", flush=True)
         await trio.sleep_forever()
 
 
 @asynccontextmanager
-async def connect(folder: Path) -> AsyncGenerator[Call]:
+async def connect(folder: Path) -> AsyncGenerator[Operations]:
     """Hold a proxy."""
-    async with Echo.connect(folder / "s") as echo:
+    async with AsyncExitStack() as idling, Echo.connect(folder / "s") as echo:
 
         async def call(i: int) -> None:
             item = await echo.echo(Item(id="abcdef", number=i))
             assert item.number == i
 
-        yield call
+        async def idle(connections: int) -> int:
+            served = 0
+            for i in range(connections):
+                another = await idling.enter_async_context(Echo.connect(folder / "s"))
+                served += (await another.echo(Item(id="abcdef", number=i))).number == i
+            return served
+
+        yield {"call": call, "idle": idle}
