@@ -43,11 +43,11 @@ from container.ipc.errors import (
     Unavailable,
     Unsupported,
 )
+from container.ipc.spawning.tree import become_subreaper as become_subreaper
 from container.storage.paths import Paths
 
 FIRST_LISTEN_FD = 3
 """Where systemd's protocol puts the first socket (`SD_LISTEN_FDS_START`)."""
-PR_SET_CHILD_SUBREAPER = 36
 LIFELINE_GRACE = 5
 """Seconds from the end of the lifeline to SIGALRM, which kills."""
 LOG_BOUND = 8 * 2**20
@@ -152,18 +152,6 @@ def run_process(name: str, serve: Serve, argv: Sequence[str] | None = None) -> i
         signal.alarm(0)
         logging.shutdown()
     return EX_OK if status is None else status
-
-
-def become_subreaper() -> None:
-    """Make orphans of this process's descendants its children.
-
-    Source: PR_SET_CHILD_SUBREAPER(2const).
-    """
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
 
 
 def install_trace(path: str, name: str) -> None:

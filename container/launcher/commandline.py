@@ -24,7 +24,8 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from container.launcher import frontdoor, offspring
+from container.ipc.spawning import offspring
+from container.launcher import frontdoor
 
 ENTRY = "container.cli.main:main"
 HANDSHAKE_BOUND = 5

@@ -20,7 +20,7 @@ from container.ipc import (
     Unavailable,
     open_service,
 )
-from container.launcher.offspring import name_process
+from container.ipc.spawning.offspring import name_process
 from container.process import Context, become_subreaper, run_process
 
 if TYPE_CHECKING:

@@ -7,13 +7,10 @@ from the zygote, forked or exec'd, with the same descriptors in the same places.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import logging
 import os
+import signal
 import socket
-import sys
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,15 +18,11 @@ import trio
 from attrs import define, field, frozen
 
 from container.contracts.launcher import ServiceUnit
-from container.ipc import Unavailable
+from container.ipc import Backoff, Supervised, Unavailable
+from container.ipc.spawning.asking import FORK_BOUND, ZygoteLink, start_zygote
+from container.ipc.spawning.requests import Fork
 from container.launcher.children import Children, Process
 from container.process import open_log
-
-FORK_BOUND = 30.0
-"""Seconds for one fork, the zygote's own start included."""
-_ABOVE = 16
-
-_log = logging.getLogger(__name__)
 
 
 @frozen
@@ -45,47 +38,6 @@ class Surroundings:
     preload: bool = True
 
 
-def start_zygote(
-    logs: Path, door: socket.socket | None, preload: bool, environment: Mapping[str, str]
-) -> tuple[int, socket.socket]:
-    """Start a zygote; return its pid and the control socket. It is this process's child.
-
-    Raises:
-        Unavailable: it can't be started.
-    """
-    ours, theirs = socket.socketpair()
-    opened: list[int] = []
-    try:
-        # Duplicated above the numbers that they go to, so that none is overwritten before its turn.
-        opened.append(fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, _ABOVE))
-        opened.append(open_log(logs / "zygote.log"))
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, opened[1], 1),
-            (os.POSIX_SPAWN_DUP2, opened[1], 2),
-            (os.POSIX_SPAWN_DUP2, opened[0], 3),
-        ]
-        arguments = [sys.executable, "-P", "-m", "container.launcher.zygote"]
-        if door is not None:
-            opened.append(fcntl.fcntl(door, fcntl.F_DUPFD_CLOEXEC, _ABOVE))
-            actions.append((os.POSIX_SPAWN_DUP2, opened[2], 4))
-            arguments.append("--door")
-        if not preload:
-            arguments.append("--no-preload")
-        pid = os.posix_spawn(sys.executable, arguments, environment, file_actions=actions)
-    except OSError as error:
-        ours.close()
-        raise Unavailable(f"the zygote can't be started: {error.strerror}") from error
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-        for fd in opened:
-            os.close(fd)
-    return pid, ours
-
-
 @define(eq=False)
 class Spawner:
     """Starts processes. Open it with `async with spawner.running():`."""
@@ -94,8 +46,7 @@ class Spawner:
     surroundings: Surroundings
     door: socket.socket | None = None
     _process: Process | None = None
-    _control: trio.SocketStream | None = None
-    _raw: socket.socket | None = None
+    _link: ZygoteLink | None = None
     _lock: trio.Lock = field(factory=trio.Lock)
 
     @property
@@ -121,22 +72,18 @@ class Spawner:
 
     async def keep(self) -> None:
         """Start a new zygote whenever one has ended, until cancelled."""
-        delay = 0.1
-        while True:
-            async with self._lock:
-                try:
-                    self._ensure()
-                except Unavailable as error:
-                    _log.error("%s", error.message)
-            process = self._process
-            started = trio.current_time()
-            if process is not None:
-                status = await process.wait()
-                _log.warning("the zygote ended with status %s", status)
-            # Nothing to wait for: the delay keeps a zygote that can't start from using the
-            # machine up.
-            delay = 0.1 if trio.current_time() - started > 10 else min(delay * 2, 10)
-            await trio.sleep(delay)
+        # Never given up: each start of a service tries by itself too, and says why it can't be.
+        zygote = Supervised[None](
+            self._live, name="zygote", backoff=Backoff(0.2, calm=10.0), intensity=None
+        )
+        await zygote.run()
+
+    async def _live(self) -> None:
+        async with self._lock:
+            self._ensure()
+        assert self._process is not None
+        status = await self._process.wait()
+        raise Unavailable(f"it ended with status {status}")
 
     async def spawn(self, unit: ServiceUnit, listener: socket.socket | None) -> Process:
         """Start a unit's process; return it registered, past its gate.
@@ -157,19 +104,30 @@ class Spawner:
             lifeline = self._lifeline(unit)
             if lifeline is not None:
                 descriptors.append(lifeline.fileno())
-            request = {
-                "name": unit.name,
-                "entry": unit.entry,
-                "command": unit.command,
-                "environment": {**self.surroundings.environment, **unit.environment},
-                "listeners": 0 if listener is None else 1,
-            }
+            environment = {**self.surroundings.environment, **unit.environment}
+            if listener is not None:
+                environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": unit.name}
+            if lifeline is not None:
+                number = 3 if listener is None else 4
+                environment["CONTAINER_LIFELINE_FD"] = str(number)
+            request = Fork(
+                name=unit.name,
+                command=tuple(unit.command),
+                environment=environment,
+                entry=unit.entry if self.surroundings.preload else None,
+                gated=True,
+                detached=True,
+                pid_variable=None if listener is None else "LISTEN_PID",
+            )
             with trio.fail_after(FORK_BOUND):
                 async with self._lock:
                     with self.children.forking():
-                        process = self.children.add(await self._fork(request, descriptors))
+                        self._ensure()
+                        assert self._link is not None
+                        process = self.children.add(await self._link.fork(request, descriptors))
             os.write(gate_in, b"g")
         except trio.TooSlowError:
+            self._drop()
             raise Unavailable(f'service "{unit.name}" was not forked in {FORK_BOUND} s') from None
         finally:
             for fd in (null, log, gate_out, gate_in):
@@ -181,63 +139,37 @@ class Spawner:
             return self.surroundings.owner
         return self.surroundings.lifeline
 
-    async def _fork(self, request: Mapping[str, object], descriptors: Sequence[int]) -> int:
-        self._ensure()
-        assert self._control is not None
-        assert self._raw is not None
-        body = json.dumps(request).encode()
-        message = memoryview(len(body).to_bytes(4, "big") + body)
-        try:
-            await trio.lowlevel.wait_writable(self._raw)
-            # The descriptors go with the first byte; the rest, if any, without them.
-            sent = socket.send_fds(self._raw, [message], descriptors)
-            await self._control.send_all(message[sent:])
-            header = await self._exactly(4)
-            reply = json.loads(await self._exactly(int.from_bytes(header, "big")))
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, EOFError) as error:
-            self._drop()
-            raise Unavailable("the zygote ended while it forked a service") from error
-        except BaseException:
-            self._drop()  # the next reply would be taken for another's
-            raise
-        if "pid" not in reply:
-            raise Unavailable(f'service "{request["name"]}" can\'t be started: {reply["error"]}')
-        return int(reply["pid"])
-
-    async def _exactly(self, count: int) -> bytes:
-        assert self._control is not None
-        data = b""
-        while len(data) < count:
-            part = await self._control.receive_some(count - len(data))
-            if not part:
-                raise EOFError
-            data += part
-        return data
-
     def _ensure(self) -> None:
-        if self._process is not None and self._control is not None and not self._process.ended:
+        link = self._link
+        if self._process is not None and not self._process.ended and link and not link.broken:
             return
         self._drop()
         if self._process is not None:
             self._process.close()
             self._process = None
         with self.children.forking():
-            pid, control = start_zygote(
-                self.surroundings.logs,
-                self.door,
-                self.surroundings.preload,
-                self.surroundings.environment,
-            )
+            log = open_log(self.surroundings.logs / "zygote.log")
+            try:
+                arguments = [] if self.door is None else ["--door"]
+                if not self.surroundings.preload:
+                    arguments.append("--no-preload")
+                pid, control = start_zygote(
+                    "container.launcher.zygote",
+                    arguments,
+                    output=log,
+                    environment=self.surroundings.environment,
+                    further=() if self.door is None else (self.door,),
+                )
+            finally:
+                os.close(log)
             self._process = self.children.add(pid)
-        control.setblocking(False)
-        self._raw = control
-        self._control = trio.SocketStream(trio.socket.from_stdlib_socket(control))
+        self._link = ZygoteLink(control)
 
     def _drop(self, kill: bool = True) -> None:
-        """Close the control socket, which ends the zygote; kill it if it might not listen."""
-        control, self._control, self._raw = self._control, None, None
-        if control is not None:
-            control.socket.close()
+        """End the conversation, which ends the zygote; kill it if it might not listen."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
             if kill and self._process is not None:
                 with contextlib.suppress(OSError):
-                    self._process.send(9)
+                    self._process.send(signal.SIGKILL)
