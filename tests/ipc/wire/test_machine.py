@@ -262,17 +262,12 @@ def test_an_unknown_kind_is_refused() -> None:
     refused(opened(), HEADER.pack(0, 77, 0, 0, 1), match="unknown frame kind 77")
 
 
-@pytest.mark.parametrize("kind", [Kind.OPENED, Kind.CLOSE, Kind.ITEM, Kind.CREDIT, Kind.END])
-def test_frames_of_scopes_and_channels_are_refused(kind: Kind) -> None:
-    flags = FROM_CALLEE if kind is Kind.OPENED else 0
-    refused(opened(), pack(kind, 1, b"", flags=flags), match="open scopes")
-
-
 @pytest.mark.parametrize(
     ("frame", "flags"),
     [
         (call_frame(1), FROM_CALLEE),
-        (call_frame(1), 2),
+        (call_frame(1), 4),
+        (call_frame(1), 3),
         (cancel_frame(1), FROM_CALLEE),
         (reply_frame(1), 0),
         (error_frame(1), 0),
@@ -472,7 +467,7 @@ def test_a_body_that_is_no_call_is_a_call_to_be_refused() -> None:
 
 
 def test_a_newer_caller_may_say_more() -> None:
-    payload = encode(("greeter/greet", 5, 6, None, {}, "something new"))
+    payload = encode(("greeter/greet", 5, 6, None, {}, (), "something new"))
     event = only(opened().receive(pack(Kind.CALL, 1, payload), (), ONE))
     assert isinstance(event, CallReceived)
     assert event.payload is not None
