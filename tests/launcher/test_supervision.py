@@ -1,0 +1,263 @@
+"""The table of a service's life, line by line, on a clock that jumps, with obedient processes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import tempfile
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+from attrs import define, field
+
+from container.contracts.launcher import Restart, ServiceState, ServiceUnit
+from container.ipc import Unavailable
+from container.launcher.spawner import Spawner
+from container.launcher.supervision import Service
+
+Clock = trio.testing.MockClock
+
+
+@define(eq=False)
+class FakeProcess:
+    """A process that ends when it is told to."""
+
+    pid: int
+    lives_for: float
+    exit_status: int
+    status: int | None = None
+    gone: trio.Event = field(factory=trio.Event)
+    closed: bool = False
+
+    async def wait(self) -> int:
+        with trio.move_on_after(self.lives_for):
+            await self.gone.wait()
+        self.status = self.exit_status if self.status is None else self.status
+        self.gone.set()
+        return self.status
+
+    async def end(self, timeout: float) -> int:
+        await trio.lowlevel.checkpoint()
+        self.status = 143
+        self.gone.set()
+        return self.status
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@define(eq=False)
+class FakeSpawner:
+    """Starts processes that end as planned (seconds of life, exit status); later ones live."""
+
+    plan: list[tuple[float, int] | Unavailable] = field(factory=list[Any])
+    serve: bool = True
+    """Take the connection that a process was started for."""
+    starts: list[float] = field(factory=list[float])
+    made: list[FakeProcess] = field(factory=list[FakeProcess])
+
+    async def spawn(self, unit: ServiceUnit, listener: socket.socket | None) -> FakeProcess:
+        await trio.lowlevel.checkpoint()
+        self.starts.append(round(trio.current_time(), 6))
+        life: tuple[float, int] | Unavailable = float("inf"), 0
+        if len(self.starts) <= len(self.plan):
+            life = self.plan[len(self.starts) - 1]
+        if isinstance(life, Unavailable):
+            raise life
+        if self.serve and listener is not None:
+            with contextlib.suppress(BlockingIOError):
+                listener.accept()[0].close()
+        self.made.append(FakeProcess(len(self.starts), *life))
+        return self.made[-1]
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A socket's path, which has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="ct") as folder:
+        yield Path(folder) / "s"
+
+
+@asynccontextmanager
+async def served(path: Path, spawner: FakeSpawner, **options: Any) -> AsyncGenerator[Service]:
+    """Run a service that listens at a path."""
+    await trio.Path(path).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.setblocking(False)
+    listener.bind(str(path))
+    listener.listen()
+    unit = ServiceUnit(name="one", command=("one",), listen="s", **options)
+    service = Service(unit, path, listener, None, cast("Spawner", spawner))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.run)
+        await trio.testing.wait_all_tasks_blocked()
+        yield service
+        service.supervision.cancel()
+        await service.ended.wait()
+    service.close()
+    assert all(process.closed for process in spawner.made)
+
+
+@contextlib.contextmanager
+def connection(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        client.connect(str(path))
+        yield client
+
+
+async def closed_without_an_answer(path: Path) -> bool:
+    with connection(path) as client:
+        with trio.move_on_after(1):
+            await trio.lowlevel.wait_readable(client)
+            return client.recv(1) == b""
+    return False
+
+
+async def test_failures_wait_longer_each_time_and_at_most_ten_seconds(
+    path: Path, autojump_clock: Clock
+) -> None:
+    spawner = FakeSpawner([(20.0, 1)] * 8)
+    async with served(path, spawner, restart_delay=1.0, restart_limit=9) as service:
+        await service.start()
+        await trio.sleep(300)
+        pauses = [b - a - 20 for a, b in zip(spawner.starts, spawner.starts[1:], strict=False)]
+        assert pauses == pytest.approx([1, 2, 4, 8, 10, 10, 10, 10])
+        assert service.status().restarts == 8
+        assert service.state is ServiceState.RUNNING
+
+
+async def test_after_a_calm_life_the_delays_begin_anew(path: Path, autojump_clock: Clock) -> None:
+    spawner = FakeSpawner([(1.0, 1), (1.0, 1), (31.0, 1), (1.0, 1)])
+    async with served(path, spawner, restart_delay=1.0) as service:
+        await service.start()
+        await trio.sleep(100)
+        assert spawner.starts == pytest.approx([0, 2, 5, 37, 40])
+
+
+async def test_too_many_failures_leave_it_failed_until_a_connection_half_a_minute_later(
+    path: Path, autojump_clock: Clock
+) -> None:
+    spawner = FakeSpawner([(0.5, 3)] * 3)
+    async with served(path, spawner, restart_limit=3) as service:
+        await service.start()
+        await trio.sleep(2)
+        assert service.state is ServiceState.FAILED
+        assert len(spawner.starts) == 3
+        failed_at = 0.5 * 3 + 0.1 + 0.2
+        assert await closed_without_an_answer(path)
+        assert len(spawner.starts) == 3
+        await trio.sleep(failed_at + 30 - trio.current_time() - 0.1)
+        assert await closed_without_an_answer(path)
+        assert len(spawner.starts) == 3
+        await trio.sleep(0.2)
+        with connection(path):
+            await trio.sleep(0.1)
+        assert service.state is ServiceState.RUNNING
+        assert (len(spawner.starts), service.status().restarts) == (4, 3)
+
+
+async def test_start_tries_again_at_once_in_a_delay_and_when_failed(
+    path: Path, autojump_clock: Clock
+) -> None:
+    spawner = FakeSpawner([(1.0, 1), (1.0, 1), (1.0, 1)])
+    async with served(path, spawner, restart_delay=5.0, restart_limit=2) as service:
+        await service.start()
+        await trio.sleep(2)
+        assert service.state is ServiceState.BACKOFF
+        await service.start()  # its failures are forgiven: the second is a first one
+        assert spawner.starts[-1] == 2
+        await trio.sleep(2)
+        assert service.state is ServiceState.BACKOFF
+        await trio.sleep(6)
+        assert service.state is ServiceState.FAILED
+        await service.start()
+        assert (service.state, spawner.starts[-1]) == (ServiceState.RUNNING, 10)
+
+
+async def test_stop_ends_a_delay_and_a_failed_state_and_waits_for_the_next_connection(
+    path: Path, autojump_clock: Clock
+) -> None:
+    spawner = FakeSpawner([(1.0, 1)] * 2)
+    async with served(path, spawner, restart_delay=5.0, restart_limit=1) as service:
+        await service.start()
+        await trio.sleep(2)
+        assert service.state is ServiceState.FAILED
+        await service.stop()
+        await trio.sleep(60)
+        assert (service.state, len(spawner.starts)) == (ServiceState.LISTENING, 1)
+
+    spawner = FakeSpawner([(1.0, 1)])
+    async with served(path, spawner, restart_delay=5.0) as service:
+        await service.start()
+        await trio.sleep(2)
+        assert service.state is ServiceState.BACKOFF
+        await service.stop()
+        await trio.sleep(60)
+        assert (service.state, len(spawner.starts)) == (ServiceState.LISTENING, 1)
+        with connection(path):
+            await trio.sleep(0.1)
+        assert service.state is ServiceState.RUNNING
+        await service.stop()
+        assert (service.state, service.last_exit) == (ServiceState.LISTENING, 143)
+
+
+@pytest.mark.parametrize(
+    ("restart", "status", "state"),
+    [
+        (Restart.NO, 0, ServiceState.LISTENING),
+        (Restart.NO, 1, ServiceState.LISTENING),
+        (Restart.ON_FAILURE, 0, ServiceState.LISTENING),
+        (Restart.ON_FAILURE, 1, ServiceState.BACKOFF),
+        (Restart.ALWAYS, 0, ServiceState.BACKOFF),
+    ],
+)
+async def test_the_unit_says_which_ends_lead_to_a_restart(
+    path: Path, autojump_clock: Clock, restart: Restart, status: int, state: ServiceState
+) -> None:
+    spawner = FakeSpawner([(1.0, status)])
+    async with served(path, spawner, restart=restart, restart_delay=5.0) as service:
+        await service.start()
+        await trio.sleep(2)
+        assert (service.state, service.last_exit) == (state, status)
+        await trio.sleep(10)
+        assert len(spawner.starts) == (2 if state is ServiceState.BACKOFF else 1)
+
+
+async def test_without_restarts_too_many_failures_still_leave_it_failed(
+    path: Path, autojump_clock: Clock
+) -> None:
+    spawner = FakeSpawner([(0.1, 1)] * 9)
+    async with served(path, spawner, restart=Restart.NO, restart_limit=3) as service:
+        for _ in range(5):
+            with connection(path):
+                await trio.sleep(1)
+        assert (service.state, len(spawner.starts)) == (ServiceState.FAILED, 3)
+
+
+async def test_an_end_that_leaves_its_connection_unserved_is_a_failure(
+    path: Path, autojump_clock: Clock
+) -> None:
+    spawner = FakeSpawner([(0.1, 0)] * 9, serve=False)
+    async with served(path, spawner, restart_limit=3) as service:
+        with connection(path):
+            await trio.sleep(10)
+        assert (service.state, len(spawner.starts)) == (ServiceState.FAILED, 3)
+
+
+async def test_what_cant_be_started_is_told_and_tried_again(
+    path: Path, autojump_clock: Clock
+) -> None:
+    spawner = FakeSpawner([Unavailable("no room"), Unavailable("no room")])
+    async with served(path, spawner, restart_delay=1.0) as service:
+        with pytest.raises(Unavailable, match="no room"):
+            await service.start()
+        assert service.state is ServiceState.BACKOFF
+        await trio.sleep(10)
+        assert spawner.starts == pytest.approx([0, 1, 3])
+        assert service.state is ServiceState.RUNNING
