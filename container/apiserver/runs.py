@@ -25,12 +25,12 @@ from container.contracts.runtime import (
     SandboxProcess,
     SandboxState,
 )
-from container.ipc import ContainerError, InvalidState, NotFound
+from container.ipc import Backoff, ContainerError, InvalidState, NotFound, Supervised
 
-RECONNECT_DELAYS = (0.0, 0.2, 1.0, 3.0, 10.0, 30.0)
-"""Seconds between attempts to reach a helper that went away; the last one repeats."""
+RECONNECT = Backoff(0.1, 30.0, factor=3.0, jitter=0.3)
+"""Between attempts to reach a helper that went away."""
 PATIENCE = 3
-"""Attempts after which the container's status is UNKNOWN."""
+"""Failures in a row after which the container's status is UNKNOWN."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,46 +61,50 @@ class RunWatch:
             unreachable: Called when its helper has not answered for a while; the wait goes on.
         """
         started = False
-        failures = 0
-        while True:
+
+        async def ended() -> ExitStatus | None:
+            nonlocal started
             try:
-                if failures:
-                    state = await self._sandboxes.call(
-                        container_id, lambda sandbox: sandbox.state()
-                    )
+                if watch.restarts:
+                    state = await self._ask(container_id)
                     if state.phase is SandboxPhase.EMPTY:
                         return self.unknown_exit()
-                    failures = 0
-                if started:
-                    return await self._sandboxes.call(
-                        container_id, lambda sandbox: sandbox.wait(INIT)
-                    )
-                with trio.move_on_after(self._timeouts.start):
-                    return await self._sandboxes.call(
-                        container_id, lambda sandbox: sandbox.wait(INIT)
-                    )
-                state = await self._sandboxes.call(container_id, lambda sandbox: sandbox.state())
-                if state.phase is SandboxPhase.CREATED:
-                    return None
-                started = True
+                if not started:
+                    with trio.move_on_after(self._timeouts.start):
+                        return await self._wait(container_id)
+                    state = await self._ask(container_id)
+                    if state.phase is SandboxPhase.CREATED:
+                        return None
+                    started = True
+                return await self._wait(container_id)
             except (NotFound, InvalidState):
                 # A helper that came back and found nothing of this run.
                 return self.unknown_exit()
-            except ContainerError as error:
-                _log.warning("the helper of container %s does not answer: %s", container_id, error)
-                failures += 1
-                if failures == PATIENCE:
+            except ContainerError:
+                if watch.row + 1 == PATIENCE:
                     unreachable()
-                # There is nothing to wait on: the helper's socket may be made by anyone at any
-                # time.
-                await trio.sleep(RECONNECT_DELAYS[min(failures, len(RECONNECT_DELAYS)) - 1])
+                raise
+
+        # Never given up: the helper's socket may be made by anyone at any time.
+        watch = Supervised[None](
+            ended,
+            name=f"the watch of container {container_id}",
+            backoff=RECONNECT,
+            intensity=None,
+        )
+        return await watch.run()
+
+    async def _ask(self, container_id: str) -> SandboxState:
+        return await self._sandboxes.call(container_id, lambda sandbox: sandbox.state())
+
+    async def _wait(self, container_id: str) -> ExitStatus:
+        return await self._sandboxes.call(container_id, lambda sandbox: sandbox.wait(INIT))
 
     async def look(self, container: Container) -> Container:
         """Return `container` as its helper knows it now; UNKNOWN when it does not say in time."""
         try:
             with trio.move_on_after(self._timeouts.question):
-                state = await self._sandboxes.call(container.id, lambda sandbox: sandbox.state())
-                return seen(container, state)
+                return seen(container, await self._ask(container.id))
         except ContainerError as error:
             _log.info("the helper of container %s does not answer: %s", container.id, error)
         return evolve(container, status=ContainerStatus.UNKNOWN)

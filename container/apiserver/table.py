@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import trio
 from attrs import evolve
@@ -130,16 +130,13 @@ class ContainerTable(Actor):
                     for container_id in tuple(self._warm):
                         await self._quietly(self._sandboxes.shut_down(container_id, thorough=False))
 
-    async def __aenter__(self) -> Self:
-        """Open, and begin to adopt what runs; each container's own calls wait until it is
-        adopted."""
-        await super().__aenter__()
+    async def begin(self) -> None:
+        """Begin to adopt what runs; each container's own calls wait until it is adopted."""
         for record in tuple(self._records.values()):
             self._in_background(self._adopt, record)
         for container_id in self._unfinished:
             self._in_background(self._sweep, container_id)
         self._in_background(self._end_strays)
-        return self
 
     async def _adopt(self, record: Record) -> None:
         """Find out whether a container of an earlier API server still runs."""

@@ -31,6 +31,7 @@ import trio
 from attrs import frozen
 
 from container.ipc.actor import Actor
+from container.ipc.error_groups import single
 from container.ipc.errors import ContainerError, Unavailable
 from container.ipc.nursery import ended_with_block
 
@@ -304,15 +305,14 @@ class Supervised(Generic[T]):
 
 
 def _log_end(name: str, failure: Exception | None, delay: float) -> None:
+    if failure is None:
+        logger.warning("%s ended; again in %.3g s", name, delay)
+        return
     # A bug is shown with its traceback; an error that is a value of a contract says it all itself.
-    bug = failure is not None and not isinstance(failure, ContainerError)
-    logger.warning(
-        "%s %s; again in %.3g s",
-        name,
-        "ended" if failure is None else f"failed: {failure}",
-        delay,
-        exc_info=failure if bug else None,
-    )
+    cause = single(failure)
+    bug = None if isinstance(cause, ContainerError) else failure
+    told = str(cause) or repr(cause)
+    logger.warning("%s failed: %s; again in %.3g s", name, told, delay, exc_info=bug)
 
 
 @frozen

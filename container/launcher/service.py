@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
 
 import trio
 
@@ -145,19 +144,14 @@ class LauncherService(Actor, Launcher):
                             service.close()
                     self._services.clear()
 
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
-        try:
-            self.nursery.start_soon(self._children.run, name="orphans")
-            self.nursery.start_soon(self._spawner.keep, name="zygote")
-            for unit in self._units:
-                await self.register(unit)
-                if unit.start_at_boot and unit.listen is not None:
-                    await self.start(unit.name)
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
-        return self
+    async def begin(self) -> None:
+        """Reap orphans, keep a zygote, and register the units."""
+        self.nursery.start_soon(self._children.run, name="orphans")
+        self.nursery.start_soon(self._spawner.keep, name="zygote")
+        for unit in self._units:
+            await self.register(unit)
+            if unit.start_at_boot and unit.listen is not None:
+                await self.start(unit.name)
 
     async def _stop_all(self) -> None:
         order = [service.unit for service in self._services.values()]

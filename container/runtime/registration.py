@@ -17,13 +17,21 @@ from typing import Protocol
 import trio
 
 from container.contracts.launcher import Launcher, ServiceUnit
-from container.ipc import AlreadyExists, ContainerError, Fd, connection_of
+from container.ipc import (
+    AlreadyExists,
+    Backoff,
+    Fd,
+    RestartPolicy,
+    Supervised,
+    connection_of,
+)
 from container.storage.watch import Change, watch
 
 LOOK_SECONDS = 10.0
 """Between looks at a launcher's socket of which inotify said nothing."""
 CALL_SECONDS = 30.0
-_FIRST_DELAY, _LAST_DELAY = 0.05, 1.0
+BACKOFF = Backoff(0.05, 1.0, jitter=0.5)
+"""A launcher that refuses us must not be asked in a loop, nor a new one by all helpers at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,22 +67,26 @@ async def stay_registered(
         socket: Where the launcher listens.
         until_gone: Returns when the launcher that it is given has gone.
     """
-    known = True
-    delay = _FIRST_DELAY
-    while True:
-        try:
-            async with open_launcher() as launcher:
-                if not known:
-                    with trio.fail_after(CALL_SECONDS):
-                        await _register(launcher, unit, listener)
-                    _log.info("registered with a new launcher")
-                known, delay = True, _FIRST_DELAY
-                await (until_gone or connection_lost)(launcher)
-        except* (ContainerError, OSError, trio.TooSlowError) as group:
-            _log.info("the launcher is not there: %s", group.exceptions[0])
-        known = False
-        await _until_back(socket, delay)
-        delay = min(delay * 2, _LAST_DELAY)
+
+    async def stay() -> None:
+        first = registration.restarts == 0
+        if not first:
+            await _until_back(socket)
+        async with open_launcher() as launcher:
+            if not first:
+                with trio.fail_after(CALL_SECONDS):
+                    await _register(launcher, unit, listener)
+                _log.info("registered with a new launcher")
+            await (until_gone or connection_lost)(launcher)
+
+    registration = Supervised[None](
+        stay,
+        name="the registration with the launcher",
+        restart=RestartPolicy.ALWAYS,
+        backoff=BACKOFF,
+        intensity=None,
+    )
+    await registration.run()
 
 
 async def _register(launcher: Launcher, unit: ServiceUnit, listener: HasFileno) -> None:
@@ -89,11 +101,10 @@ async def connection_lost(launcher: Launcher) -> None:
     await connection_of(launcher).wait_lost()
 
 
-async def _until_back(socket: Path, delay: float) -> None:
-    """Return when the launcher's socket may be there: a name came, or after `delay` at least."""
+async def _until_back(socket: Path) -> None:
+    """Return when the launcher's socket may be there."""
     try:
         with watch(socket.parent, change=Change.ENTRIES) as changes:
-            await trio.sleep(delay)  # a launcher that refuses us must not be asked in a loop
             if await trio.Path(socket).exists():
                 return
             with trio.move_on_after(LOOK_SECONDS):

@@ -23,7 +23,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -127,12 +127,10 @@ class SandboxService(Actor, Sandbox):
                 if self._phase is not SandboxPhase.EMPTY:
                     await self._tear_down()
 
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
+    async def begin(self) -> None:
         first = self._processes.get(INIT)
         if first is not None:
             self.nursery.start_soon(self._supervise_first, first)
-        return self
 
     # --- taking up a run ---
 
