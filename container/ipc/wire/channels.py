@@ -241,7 +241,7 @@ class Channels:
     # --- what is received -------------------------------------------------------------------
 
     def item_received(
-        self, call: CallChannels | None, number: int, payload: bytes, sender: Hashable
+        self, call: CallChannels | None, number: int, payload: bytes | memoryview, sender: Hashable
     ) -> tuple[ItemReceived | ItemDropped, Sequence[Gift]]:
         """Take an item; its descriptors are put into the event by the machine."""
         try:
@@ -263,7 +263,12 @@ class Channels:
         return event, item.gifts
 
     def other_received(
-        self, kind: Kind, call: CallChannels | None, number: int, payload: bytes, sender: Hashable
+        self,
+        kind: Kind,
+        call: CallChannels | None,
+        number: int,
+        payload: bytes | memoryview,
+        sender: Hashable,
     ) -> CreditReceived | EndReceived | StopReceived | None:
         """Take a credit, an end or a stop."""
         try:

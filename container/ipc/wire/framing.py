@@ -38,6 +38,11 @@ from container.ipc.wire.states import Budget, State
 
 CARRIERS = (CallReceived, ReplyReceived, CallDropped, OpenedReceived, ItemReceived, ItemDropped)
 """The events that carry descriptors out."""
+Payload = bytes | memoryview
+SMALL = 4096
+"""Smaller reads are put together at once."""
+LARGE = 65536
+"""Larger payloads are decoded where they are."""
 
 
 @define(eq=False)
@@ -55,8 +60,15 @@ class Framing(ABC):
     descriptors_received: int = 0
     descriptors_delivered: int = 0
     _hello_sent: bool = False
-    _buffer: bytearray = field(factory=bytearray)
-    _buffer_sender: Hashable = None
+    _parts: list[bytes | bytearray] = field(factory=list[bytes | bytearray])
+    """What came of a frame that is not whole yet: joined once it is, since large ones take many."""
+    _parts_sender: Hashable = None
+    _held: int = 0
+    """Bytes in the parts."""
+    _wanted: int = 0
+    """Bytes that the frame has, or as far as is known, its header."""
+    _expected: int | None = None
+    """Descriptors of that frame; None while its header is not whole."""
     _accounted: int = 0
     _descriptors: deque[int] = field(factory=deque[int])
 
@@ -66,7 +78,7 @@ class Framing(ABC):
 
     @abstractmethod
     def _frame(
-        self, kind: Kind, flags: int, number: int, payload: bytes, count: int, sender: Hashable
+        self, kind: Kind, flags: int, number: int, payload: Payload, count: int, sender: Hashable
     ) -> Event | None:
         """Take one frame whose header was found legal."""
 
@@ -89,21 +101,23 @@ class Framing(ABC):
             self.descriptors_received += len(descriptors)
         if self.state is State.CLOSED:
             return []
-        if not self._buffer and not self._descriptors and self.state is State.OPEN:
+        if not self._parts and not self._descriptors and self.state is State.OPEN:
             # Nearly every read gives one whole frame of a call without descriptors.
             whole = self._whole(data, sender)
             if whole:
                 return whole
-        buffer: bytes | bytearray = data
-        held = len(self._buffer)
-        if held:
-            if sender != self._buffer_sender:
+        if self._parts:
+            if sender != self._parts_sender:
                 raise self._fault("one frame came from two senders")
-            self._buffer += data
-            buffer = self._buffer
+            self._keep(data)
+            if self._held < self._wanted:
+                self._check_left(self._held, self._expected)
+                return []
+            data = b"".join(self._parts)
+            self._parts.clear()
         events: list[Event] = []
         try:
-            position = self._frames(buffer, sender, events)
+            position = self._frames(data, sender, events)
         except BaseException:
             # Events that never leave give their descriptors back, so that `abandon` hands them out.
             for event in events:
@@ -111,34 +125,50 @@ class Framing(ABC):
                     self.descriptors_delivered -= len(event.descriptors)
                     self._descriptors.extend(event.descriptors)
             raise
-        if held:
-            del self._buffer[:position]
-        elif position < len(data):
-            self._buffer += memoryview(data)[position:]
-        self._buffer_sender = sender
+        self._held = 0
+        if position < len(data):
+            self._keep(data[position:] if position else data)
+            self._parts_sender = sender
         return events
 
-    def _frames(self, buffer: bytes | bytearray, sender: Hashable, events: list[Event]) -> int:
-        """Take the whole frames of a buffer; return where the rest begins."""
-        position, total = 0, len(buffer)
-        expected: int | None = None
-        with memoryview(buffer) as view:
-            while total - position >= HEADER_BYTES:
-                length, code, flags, count, number = HEADER.unpack_from(view, position)
-                kind = self._check(length, code, flags, count, number)
-                end = position + HEADER_BYTES + length
-                if end > total:
-                    expected = count
-                    break
-                payload = bytes(view[position + HEADER_BYTES : end])
-                position = end
-                event = self._frame(kind, flags, number, payload, count, sender)
-                if event is not None:
-                    events.append(event)
-                if self.state is State.CLOSED:
-                    return total
-        left = total - position
-        self._check_left(left, expected)
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to come of a frame of which a part has come."""
+        return self._wanted - self._held if self._parts else 0
+
+    def _keep(self, data: bytes) -> None:
+        parts = self._parts
+        self._held += len(data)
+        if len(data) >= SMALL:
+            parts.append(data)
+        elif parts and type(parts[-1]) is bytearray:
+            # A frame that comes a byte at a time must not cost an object a byte.
+            parts[-1] += data
+        else:
+            parts.append(bytearray(data))
+
+    def _frames(self, data: bytes, sender: Hashable, events: list[Event]) -> int:
+        """Take the whole frames of what is here; return where the rest begins."""
+        position, total = 0, len(data)
+        self._expected, self._wanted = None, HEADER_BYTES
+        view = memoryview(data)
+        while total - position >= HEADER_BYTES:
+            length, code, flags, count, number = HEADER.unpack_from(data, position)
+            kind = self._check(length, code, flags, count, number)
+            end = position + HEADER_BYTES + length
+            if end > total:
+                self._expected, self._wanted = count, HEADER_BYTES + length
+                break
+            # A large payload is not copied: what is decoded from it keeps the whole of it alive.
+            part = view[position + HEADER_BYTES : end]
+            payload = part if length > LARGE else bytes(part)
+            position = end
+            event = self._frame(kind, flags, number, payload, count, sender)
+            if event is not None:
+                events.append(event)
+            if self.state is State.CLOSED:
+                return total
+        self._check_left(total - position, self._expected)
         return position
 
     def _check_left(self, left: int, expected: int | None) -> None:

@@ -94,7 +94,7 @@ from container.ipc.wire.frames import (
 )
 from container.ipc.wire.frames import UNDECODABLE as UNDECODABLE
 from container.ipc.wire.frames import ProtocolError as ProtocolError
-from container.ipc.wire.framing import Framing
+from container.ipc.wire.framing import Framing, Payload
 from container.ipc.wire.limits import LEAST
 from container.ipc.wire.states import Budget as Budget
 from container.ipc.wire.states import Incoming as Incoming
@@ -274,7 +274,7 @@ class Machine(Framing):
         self.state = State.CLOSED
         self.budget.change(-self._accounted)
         self._accounted = 0
-        self._buffer.clear()
+        self._parts.clear()
         self.outgoing.clear()
         self.incoming.clear()
         self.scopes.clear()
@@ -303,7 +303,7 @@ class Machine(Framing):
         return []
 
     def _frame(
-        self, kind: Kind, flags: int, number: int, payload: bytes, count: int, sender: Hashable
+        self, kind: Kind, flags: int, number: int, payload: Payload, count: int, sender: Hashable
     ) -> Event | None:
         match kind:
             case Kind.CALL:
@@ -331,7 +331,7 @@ class Machine(Framing):
             case Kind.ITEM | Kind.CREDIT | Kind.END | Kind.STOP:
                 return self._of_channel(kind, flags, number, payload, count, sender)
 
-    def _hello(self, payload: bytes, sender: Hashable) -> HelloReceived:
+    def _hello(self, payload: Payload, sender: Hashable) -> HelloReceived:
         if self.state is not State.OPENING:
             raise self._fault("a second hello")
         try:
@@ -355,7 +355,7 @@ class Machine(Framing):
         self.channels.peer_most = min(self.limits.channels, peer["channels"])
 
     def _call(
-        self, number: int, payload: bytes, count: int, sender: Hashable, scope: bool = False
+        self, number: int, payload: Payload, count: int, sender: Hashable, scope: bool = False
     ) -> CallReceived | CallDropped:
         if number <= self.last_incoming:
             raise self._fault(f"call id {number} does not grow")
@@ -392,7 +392,7 @@ class Machine(Framing):
             self._descriptors.extend(event.descriptors)
             raise self._fault(str(error)) from None
 
-    def _reply(self, number: int, payload: bytes, count: int, sender: Hashable) -> ReplyReceived:
+    def _reply(self, number: int, payload: Payload, count: int, sender: Hashable) -> ReplyReceived:
         scope = self.scopes.get(number) if self.scopes else None
         if scope is not None and not scope.opened:
             raise self._fault(f"a reply for scope {number}, which was not opened")
@@ -412,7 +412,7 @@ class Machine(Framing):
             self._forget(number)
         return state is Outgoing.ABANDONED
 
-    def _error(self, number: int, payload: bytes, sender: Hashable) -> ErrorReceived:
+    def _error(self, number: int, payload: Payload, sender: Hashable) -> ErrorReceived:
         abandoned = self._terminal(number, "error") if number else False
         ended_by = EndedBy.ITSELF
         body: dict[str, object]
@@ -428,7 +428,7 @@ class Machine(Framing):
             self.state = State.CLOSED
         return ErrorReceived(number, ended_by, body, sender, abandoned)
 
-    def _cancel(self, number: int, payload: bytes, sender: Hashable) -> CancelReceived | None:
+    def _cancel(self, number: int, payload: Payload, sender: Hashable) -> CancelReceived | None:
         call = self.incoming.get(number)
         if call is None:
             if not 0 < number <= self.last_incoming:
@@ -445,7 +445,9 @@ class Machine(Framing):
         call.state = Incoming.CANCELLED
         return CancelReceived(number, max(0, grace), sender)
 
-    def _opened(self, number: int, payload: bytes, count: int, sender: Hashable) -> OpenedReceived:
+    def _opened(
+        self, number: int, payload: Payload, count: int, sender: Hashable
+    ) -> OpenedReceived:
         scope = self.scopes.get(number)
         if scope is None or scope.opened:
             raise self._fault(f"opened for call {number}, which opens no scope")
@@ -462,7 +464,7 @@ class Machine(Framing):
             event.channels = self._gifts(True, number, sender, body.gifts, event)
         return event
 
-    def _close(self, number: int, payload: bytes, sender: Hashable) -> CloseReceived | None:
+    def _close(self, number: int, payload: Payload, sender: Hashable) -> CloseReceived | None:
         call = self.incoming.get(number)
         if call is None:
             if not 0 < number <= self.last_incoming:
@@ -480,7 +482,7 @@ class Machine(Framing):
         return CloseReceived(number, body.failed, max(0, body.grace), sender)
 
     def _of_channel(
-        self, kind: Kind, flags: int, number: int, payload: bytes, count: int, sender: Hashable
+        self, kind: Kind, flags: int, number: int, payload: Payload, count: int, sender: Hashable
     ) -> Event | None:
         made_here = bool(flags & FROM_CALLEE)
         live = number in self.outgoing if made_here else number in self.incoming
@@ -504,7 +506,7 @@ class Machine(Framing):
             event.channels = channels
         return event
 
-    def _goodbye(self, payload: bytes) -> GoodbyeReceived:
+    def _goodbye(self, payload: Payload) -> GoodbyeReceived:
         try:
             goodbye = _decode_goodbye(payload)
         except UNDECODABLE:
