@@ -40,6 +40,7 @@ from container.images.manifest import (
 from container.images.reference import Reference, parse
 from container.images.snapshots import Snapshots, remove_tree
 from container.ipc import ContainerError, Unavailable
+from container.ipc.sections import Sections
 from container.storage.blobs import Blobs, space_errors
 from container.storage.documents import Documents
 from container.storage.locks import FileLock, try_lock
@@ -124,7 +125,7 @@ class Store:
         self._targets: dict[str, Target] = {}
         self._summaries: dict[str, ImageSummary] = {}
         self._pins: dict[str, int] = {}
-        self._writing = trio.Lock()
+        self._sections = Sections()
         self._lock: FileLock | None = None
 
     # Start and end.
@@ -171,7 +172,7 @@ class Store:
 
         Once begun it is finished, whoever is cancelled.
         """
-        async with self._writing:
+        async with self._sections.hold("references"):
             wanted = dict(self.references)
             for reference, digest in changes.items():
                 if digest is None:

@@ -11,7 +11,12 @@ import trio
 import trio.testing
 from attrs import evolve
 
-from container.contracts.apiserver import ContainerStatus, PullPolicy, WaitCondition
+from container.contracts.apiserver import (
+    Containers,
+    ContainerStatus,
+    PullPolicy,
+    WaitCondition,
+)
 from container.contracts.runtime import INIT, Mount, MountKind, Stdio, StopOptions
 from container.ipc import (
     AlreadyExists,
@@ -19,7 +24,9 @@ from container.ipc import (
     InvalidArgument,
     InvalidState,
     NotFound,
+    Overloaded,
     Unavailable,
+    in_memory,
 )
 
 
@@ -126,6 +133,22 @@ async def test_a_wedged_container_delays_no_other(
         nursery.cancel_scope.cancel()
     await trio.sleep(11)
     assert world.left() == [wedged.id, f"hold {wedged.id}"]
+
+
+async def test_who_waits_for_a_wedged_container_is_told_before_the_deadline_what_holds_it(
+    autojump_clock: Any, world: Any, containers: Any, options: Any
+) -> None:
+    wedged = await containers.create(options())
+    world.faults.waits["sandbox.bootstrap"] = trio.Event()
+    async with in_memory(containers, Containers) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(client.bootstrap, wedged.id, Stdio())
+        while "sandbox.bootstrap" not in world.faults.calls:  # noqa: ASYNC110
+            await trio.sleep(0.01)  # nothing tells of a call's arrival
+        with pytest.raises(Overloaded, match="held by call containers/bootstrap of process"):
+            with trio.fail_after(10):
+                await client.delete(wedged.id, True)
+        nursery.cancel_scope.cancel()
+    await containers.delete(wedged.id)
 
 
 # --- errors ---
