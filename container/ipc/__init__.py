@@ -5,6 +5,11 @@ from __future__ import annotations
 from container.ipc.actor import Actor as Actor
 from container.ipc.actor import ActorStatistics as ActorStatistics
 from container.ipc.actor import actor_statistics as actor_statistics
+from container.ipc.channel import ReceivingEnd as ReceivingEnd
+from container.ipc.channel import SendingEnd as SendingEnd
+from container.ipc.channel import collecting as collecting
+from container.ipc.channel import open_channel as open_channel
+from container.ipc.channel import relay as relay
 from container.ipc.client import connect as connect
 from container.ipc.client import connection_of as connection_of
 from container.ipc.client import connection_proxy as connection_proxy
@@ -25,6 +30,7 @@ from container.ipc.errors import DataLoss as DataLoss
 from container.ipc.errors import DeadlineExceeded as DeadlineExceeded
 from container.ipc.errors import ErrorCode as ErrorCode
 from container.ipc.errors import Fate as Fate
+from container.ipc.errors import HolderFailed as HolderFailed
 from container.ipc.errors import Hop as Hop
 from container.ipc.errors import Incompatible as Incompatible
 from container.ipc.errors import InternalError as InternalError
@@ -34,6 +40,7 @@ from container.ipc.errors import NotFound as NotFound
 from container.ipc.errors import Overloaded as Overloaded
 from container.ipc.errors import PeerGone as PeerGone
 from container.ipc.errors import PermissionDenied as PermissionDenied
+from container.ipc.errors import ScopeEnded as ScopeEnded
 from container.ipc.errors import Unavailable as Unavailable
 from container.ipc.errors import UnknownRoute as UnknownRoute
 from container.ipc.errors import Unsupported as Unsupported
@@ -48,6 +55,8 @@ from container.ipc.peer import groups as groups
 from container.ipc.peer import same_user as same_user
 from container.ipc.peer import same_user_or_root as same_user_or_root
 from container.ipc.peer import users as users
+from container.ipc.scope import cleanup as cleanup
+from container.ipc.scope import stream as stream
 from container.ipc.sections import SectionStatistics as SectionStatistics
 from container.ipc.server import Server as Server
 from container.ipc.server import ServerStatistics as ServerStatistics

@@ -17,15 +17,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+import msgspec
 import trio
 from attrs import define
 
 from container.ipc.errors import InvalidArgument
-from container.ipc.wirevalues import ItemType, SentEnd
+from container.ipc.wirevalues import Incoming, ItemType, SentEnd
 
 if TYPE_CHECKING:
     from container.ipc.channel_ends import Home
-    from container.ipc.wire.events import ItemReceived
 
 T = TypeVar("T")
 
@@ -35,6 +35,15 @@ BYTE_CAPACITY = 1024 * 1024
 """Encoded bytes that a channel holds unless told otherwise; one item may go beyond it."""
 TURNS = 64
 """So many operations in a row may run without letting other tasks run."""
+
+
+@define(slots=True, eq=False)
+class Arrived:
+    """An item that waits for its reader: encoded, with what came with it."""
+
+    value: msgspec.Raw
+    size: int
+    incoming: Incoming
 
 
 @define(slots=True, eq=False)
@@ -185,7 +194,7 @@ class ReceivingEnd(_End, trio.abc.ReceiveChannel[T], Generic[T]):
         super().__init__(capacity, byte_capacity)
         self.other: SendingEnd[T] | None = None
         """The writing end, while it is in this process."""
-        self._queue: deque[ItemReceived | _Local] = deque()
+        self._queue: deque[Arrived | _Local] = deque()
         self._used = False
         """Somebody receives here; a local writer waits for that, as a remote one does."""
         self._ended = False
@@ -253,7 +262,7 @@ class ReceivingEnd(_End, trio.abc.ReceiveChannel[T], Generic[T]):
         """Would a local item be taken? Not before somebody reads, as over a connection."""
         return self._used and len(self._queue) < self.capacity
 
-    def accept(self, entry: ItemReceived | _Local) -> None:
+    def accept(self, entry: Arrived | _Local) -> None:
         """Queue an item that has come."""
         self._queue.append(entry)
         if self._waiting:
@@ -292,8 +301,11 @@ class ReceivingEnd(_End, trio.abc.ReceiveChannel[T], Generic[T]):
         """Close the descriptors and ends of items that nobody received."""
         while self._queue:
             entry = self._queue.popleft()
-            if not isinstance(entry, _Local) and self.home is not None:
-                self.home.drop(entry)
+            if isinstance(entry, Arrived):
+                entry.incoming.close()
+
+    def __del__(self) -> None:
+        self.drop_queue()
 
 
 def open_channel(

@@ -8,12 +8,12 @@ frame the kernel has not taken yet.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from attrs import define
 
-from container.ipc.channel import ReceivingEnd, SendingEnd
+from container.ipc.channel import Arrived, ReceivingEnd, SendingEnd
 from container.ipc.errors import Incompatible, InvalidArgument, Overloaded, Unsupported
 from container.ipc.wire.channels import Channel
 from container.ipc.wire.events import (
@@ -21,6 +21,7 @@ from container.ipc.wire.events import (
     EndReceived,
     ItemDropped,
     ItemReceived,
+    OpenedReceived,
     StopReceived,
 )
 from container.ipc.wire.frames import ChannelEnd, Gift
@@ -138,16 +139,14 @@ class Home:
         )
         self.ends.writer.send_control(data)
 
-    async def decode(self, item: ItemType, event: ItemReceived) -> Any:
+    async def decode(self, item: ItemType, arrived: Arrived) -> Any:
         """Return the value of an item; its descriptors are its receiver's."""
-        incoming = self.ends.incoming(event) if event.descriptors or event.channels else NOTHING_IN
+        incoming = arrived.incoming
         try:
-            if len(event.value) <= self.ends.inline_bytes:
-                value = item.decode(event.value, incoming)
+            if arrived.size <= self.ends.inline_bytes:
+                value = item.decode(arrived.value, incoming)
             else:
-                # A large item is decoded aside; the item must not be lost to a cancellation.
-                with trio.CancelScope(shield=True):
-                    value = await trio.to_thread.run_sync(item.decode, event.value, incoming)
+                value = await self._decode_aside(item, arrived)
         except Exception as error:
             incoming.close()
             raise Incompatible(f"an item of a channel can't be read: {error}") from error
@@ -155,10 +154,10 @@ class Home:
             incoming.close_unclaimed()
         return value
 
-    def drop(self, event: ItemReceived | ItemDropped) -> None:
-        """Close what came with an item that nobody receives."""
-        if event.descriptors or event.channels:
-            self.ends.incoming(event).close()
+    async def _decode_aside(self, item: ItemType, arrived: Arrived) -> Any:
+        # A large one is decoded in a thread; it must not be lost to a cancellation.
+        with trio.CancelScope(shield=True):
+            return await trio.to_thread.run_sync(item.decode, arrived.value, arrived.incoming)
 
 
 class ChannelEnds:
@@ -178,8 +177,8 @@ class ChannelEnds:
         self._made: dict[int, dict[int, End]] = {}
         self._heard: dict[int, dict[int, End]] = {}
 
-    def __len__(self) -> int:
-        return sum(map(len, self._made.values())) + sum(map(len, self._heard.values()))
+    def __bool__(self) -> bool:
+        return bool(self._made or self._heard)
 
     def _of(self, made_here: bool) -> dict[int, dict[int, End]]:
         return self._made if made_here else self._heard
@@ -228,7 +227,7 @@ class ChannelEnds:
         table = self._of(made_here).setdefault(call, {})
         for end, channel in zip(given, channels, strict=True):
             assert isinstance(end, (SendingEnd, ReceivingEnd))
-            ours: End | None = end.other
+            ours = cast("End | None", cast("Any", end).other)
             assert ours is not None
             ours.other, end.other = None, None
             end.give()
@@ -260,11 +259,20 @@ class ChannelEnds:
             made.append(end)
         return made
 
-    def incoming(self, event: ItemReceived | ItemDropped) -> Incoming:
-        """Own what came with an item."""
-        incoming = Incoming.of(event.descriptors)
-        if event.channels:
-            incoming.ends = self.take(event.made_here, event.id, event.channels)
+    def incoming(self, event: ItemReceived | ItemDropped | OpenedReceived) -> Incoming:
+        """Own what came with a message; on receipt, since frames of its channels may follow."""
+        made_here = True if isinstance(event, OpenedReceived) else event.made_here
+        return self.owned(made_here, event.id, event.descriptors, event.channels)
+
+    def owned(
+        self, made_here: bool, call: int, descriptors: Sequence[int], channels: Sequence[Channel]
+    ) -> Incoming:
+        """Own descriptors and channel ends that came with a message."""
+        if not descriptors and not channels:
+            return NOTHING_IN
+        incoming = Incoming.of(descriptors)
+        if channels:
+            incoming.ends = self.take(made_here, call, channels)
         return incoming
 
     def check_size(self, encoded: bytes, descriptors: int) -> None:
@@ -292,14 +300,13 @@ class ChannelEnds:
         """Queue an item at its reader."""
         end = self.find(event.made_here, event.id, event.channel)
         if isinstance(end, ReceivingEnd) and not end.was_closed:
-            end.accept(event)
-        elif event.descriptors or event.channels:
+            end.accept(Arrived(event.value, event.size, self.incoming(event)))
+        else:
             self.incoming(event).close()
 
     def dropped(self, event: ItemDropped) -> None:
         """Close what came with an item that crossed the end of its channel."""
-        if event.descriptors or event.channels:
-            self.incoming(event).close()
+        self.incoming(event).close()
 
     def credit(self, event: CreditReceived) -> None:
         """Wake a writer."""
@@ -328,16 +335,17 @@ class ChannelEnds:
         """A channel has ended from this side."""
         self._of(home.made_here).get(home.call, {}).pop(home.channel.number, None)
 
-    def finish(self, made_here: bool, call: int, cause: BaseException | None = None) -> None:
-        """A call has ended, and its channels with it."""
+    def finish(self, made_here: bool, call: int, cause: BaseException | None = None) -> bool:
+        """A call has ended, and its channels with it; return whether it had any."""
         table = self._of(made_here).pop(call, None)
-        if not table:
-            return
+        if table is None:
+            return False
         for end in table.values():
             if isinstance(end, SendingEnd):
                 end.break_off("the call that the channel belongs to has ended", cause)
             else:
                 end.end(cause, "the connection was lost")
+        return True
 
     def lose(self, cause: BaseException) -> None:
         """The connection has ended."""

@@ -29,6 +29,7 @@ from container.ipc.errors import (
     PermissionDenied,
 )
 from container.ipc.peer import Policy, same_user_or_root
+from container.ipc.scope import RemoteScope
 from container.ipc.transport import SocketTransport, Transport
 from container.ipc.wire.limits import Limits
 
@@ -184,12 +185,17 @@ def _proxy_class(contract: type[Contract]) -> type[Contract]:
 
 
 def _method(codec: RouteCodec) -> Callable[..., Any]:
-    async def method(self: Contract, *args: Any, **kwargs: Any) -> Any:
-        return await self.__dict__["_connection"].call(codec, args, kwargs)
+    async def call(self: Contract, *args: Any, **kwargs: Any) -> Any:
+        return await self.__dict__["_connection"].calls.call(codec, args, kwargs)
+
+    def scope(self: Contract, *args: Any, **kwargs: Any) -> Any:
+        return RemoteScope(self.__dict__["_connection"].calls, codec, args, kwargs)
+
+    method: Any = call if codec.route.kind == "call" else scope
 
     method.__name__ = codec.route.method
     method.__doc__ = codec.route.documentation
-    method.__signature__ = codec.route.signature  # pyright: ignore[reportFunctionMemberAccess]
+    method.__signature__ = codec.route.signature
     return method
 
 

@@ -9,43 +9,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import attrs
 import msgspec
 from attrs import define
 
-from container.ipc.contract import Contract, Route, routes_of
-from container.ipc.descriptor import Fd
-from container.ipc.endpoint import Endpoint
+from container.ipc.contract import Contract, Route, holds_capabilities, routes_of
 from container.ipc.errors import Incompatible, InvalidArgument
 from container.ipc.strict import reason, replies, requests
 from container.ipc.wire.machine import UNDECODABLE
+from container.ipc.wirevalues import NOTHING_IN as NOTHING_IN
 from container.ipc.wirevalues import Incoming as Incoming
 from container.ipc.wirevalues import Outgoing as Outgoing
-from container.ipc.wirevalues import brief, type_name
+from container.ipc.wirevalues import brief, decode_value, encode_plain, type_name
 
-
-def _nothing_beside(value: object) -> object:
-    raise TypeError(f"a {type(value).__name__} can't travel in a message")
-
-
-NOTHING_IN = Incoming()
-"""Stands for the descriptors of every message that came without one; never filled."""
 NOTHING_OUT = Outgoing()
 """The same for messages whose types hold no descriptor and no endpoint."""
-_decode_plain = msgspec.msgpack.Decoder(ext_hook=NOTHING_IN.extension).decode
-_encode_plain = msgspec.msgpack.Encoder(enc_hook=_nothing_beside).encode
-"""Made once: making one costs as much as a small message."""
-
-
-def _decode(raw: msgspec.Raw, incoming: Incoming) -> Any:
-    if incoming is NOTHING_IN:
-        return _decode_plain(raw)
-    return msgspec.msgpack.decode(raw, ext_hook=incoming.extension)
 
 
 def encode(value: object, outgoing: Outgoing, where: str) -> bytes:
@@ -56,7 +37,7 @@ def encode(value: object, outgoing: Outgoing, where: str) -> bytes:
     """
     try:
         if outgoing is NOTHING_OUT:
-            return _encode_plain(value)
+            return encode_plain(value)
         return msgspec.msgpack.encode(value, enc_hook=outgoing.hook)
     except RecursionError as error:
         raise InvalidArgument(f"{where}: nested too deeply") from error
@@ -65,23 +46,6 @@ def encode(value: object, outgoing: Outgoing, where: str) -> bytes:
 
 
 _identity = requests.get_unstructure_hook(str)
-
-
-def holds_descriptors(annotation: Any, above: frozenset[Any] = frozenset()) -> bool:
-    """Can a value of this type hold a descriptor or an endpoint?
-
-    `above` holds the attrs classes that lead here: a class may contain itself.
-    """
-    origin = typing.get_origin(annotation)
-    if annotation is Fd or annotation is Endpoint or origin is Endpoint:
-        return True
-    if origin is Literal or annotation in above:
-        return False
-    inside: Iterable[Any] = typing.get_args(annotation)
-    if attrs.has(annotation):
-        above |= {annotation}
-        inside = typing.get_type_hints(annotation).values()
-    return any(holds_descriptors(part, above) for part in inside)
 
 
 @define(slots=True, eq=False)
@@ -105,6 +69,7 @@ class RouteCodec:
     result_holds: bool
     lowers: bool
     """False if arguments travel as they are."""
+    is_scope: bool
 
     @classmethod
     def of(cls, route: Route) -> RouteCodec:
@@ -128,8 +93,9 @@ class RouteCodec:
             ),
             result_out=replies.get_unstructure_hook(route.result),
             result_in=replies.get_structure_hook(route.result),
-            arguments_hold=any(holds_descriptors(p.annotation) for p in parameters.values()),
-            result_holds=holds_descriptors(route.result),
+            arguments_hold=any(holds_capabilities(p.annotation) for p in parameters.values()),
+            result_holds=holds_capabilities(route.result),
+            is_scope=route.kind == "scope",
             lowers=any(hook is not _identity for hook in argument_out),
         )
 
@@ -169,7 +135,7 @@ class RouteCodec:
         """
         where = self.path
         try:
-            body = _decode(raw, incoming)
+            body = decode_value(raw, incoming)
         except UNDECODABLE as error:
             raise InvalidArgument(
                 f"{where}: the arguments are no message: {reason(error)}"
@@ -196,7 +162,7 @@ class RouteCodec:
         """Encode a handler's result as a reply's payload."""
         body = (self.result_out(value),)
         if outgoing is NOTHING_OUT:
-            return _encode_plain(body)
+            return encode_plain(body)
         return msgspec.msgpack.encode(body, enc_hook=outgoing.hook)
 
     def result_of(self, raw: msgspec.Raw | None, incoming: Incoming) -> Any:
@@ -209,7 +175,7 @@ class RouteCodec:
         if raw is None:
             raise Incompatible(f"the reply of {where} is no message")
         try:
-            body = _decode(raw, incoming)
+            body = decode_value(raw, incoming)
             return self.result_in(body, self.route.result)
         except Exception as error:
             raise Incompatible(f"the reply of {where} can't be read: {reason(error)}") from error

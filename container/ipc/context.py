@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 
 import trio
@@ -22,6 +22,7 @@ class Handling:
 
     id: int
     route: str
+    sender: Hashable
     peer: Peer
     """Who sent the call, from the kernel."""
     grace: float
@@ -33,6 +34,10 @@ class Handling:
     cancelled: bool = False
     """The caller has sent a cancel."""
     overstayed: bool = False
+    closing: trio.Event | None = None
+    """Of a scope: set when its holder leaves."""
+    failed: float | None = None
+    """Of a scope whose holder's block failed: how many seconds its clean-up may take."""
     over: bool = False
     """Nothing may go on: cancelled, its connection ended, or the server stops."""
 

@@ -127,6 +127,14 @@ class Unavailable(ContainerError):
     code = ErrorCode.UNAVAILABLE
 
 
+class ScopeEnded(Unavailable):
+    """The callee ended a scope while it was held."""
+
+
+class HolderFailed(Exception):
+    """Raised in a scope's body, at its `yield`, when its holder's block failed; never travels."""
+
+
 class Overloaded(ContainerError):
     """A limit was reached; nothing was done: try again with less."""
 

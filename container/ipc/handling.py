@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import msgspec
 import trio
 from attrs import frozen
 
 from container.ipc import context, tracing, wire_errors
+from container.ipc.channel_ends import ChannelEnds
 from container.ipc.codec import NOTHING_IN, NOTHING_OUT, Incoming, Outgoing, RouteCodec
 from container.ipc.errors import (
     CallCancelled,
     ContainerError,
     DeadlineExceeded,
+    HolderFailed,
+    Incompatible,
     InvalidArgument,
     Overloaded,
     PermissionDenied,
@@ -28,13 +33,15 @@ from container.ipc.errors import (
     UnknownRoute,
 )
 from container.ipc.judging import Judge
-from container.ipc.wire.frames import CallPayload, EndedBy
+from container.ipc.wire.frames import CallPayload, EndedBy, Gift
 from container.ipc.wire.limits import Limits
 from container.ipc.wire.machine import CallReceived, Machine
 from container.ipc.writing import Frame, Writer
 
 logger = logging.getLogger("container.ipc")
 
+NOTHING = msgspec.msgpack.encode((None,))
+"""The reply of a scope that has ended."""
 SLACK = 0.001
 """Added to a callee's deadline, so that the caller's own fires first."""
 
@@ -44,7 +51,8 @@ class Handler:
     """What serves one route."""
 
     codec: RouteCodec
-    method: Callable[..., Awaitable[Any]]
+    method: Callable[..., Any]
+    """Returns an awaitable; of a scope, an async context manager."""
 
 
 def check_size(route: str, payload: bytes, outgoing: Outgoing, machine: Machine) -> None:
@@ -66,12 +74,18 @@ def check_size(route: str, payload: bytes, outgoing: Outgoing, machine: Machine)
         )
 
 
+def with_gifts(payload: bytes, gifts: Sequence[Gift]) -> bytes:
+    """Return a call's or an opening's payload with what it gives away as one element more."""
+    return bytes((payload[0] + 1,)) + payload[1:] + msgspec.msgpack.encode(gifts)
+
+
 class Handlers:
     """Run the calls of one connection's peer.
 
     Args:
         machine: The connection's.
         writer: Where terminal frames go.
+        ends: The channels' of the connection.
         judge: Of the senders.
         limits: Of the connection.
         routes: What is served, by route path.
@@ -83,6 +97,7 @@ class Handlers:
         self,
         machine: Machine,
         writer: Writer,
+        ends: ChannelEnds,
         judge: Judge,
         limits: Limits,
         routes: Mapping[str, Handler],
@@ -91,6 +106,7 @@ class Handlers:
     ) -> None:
         self._machine = machine
         self._writer = writer
+        self._ends = ends
         self._judge = judge
         self._limits = limits
         self._routes = routes
@@ -157,6 +173,13 @@ class Handlers:
         handling.cancel()
         timers.start_soon(self._watch_overstay, handling)
 
+    def close(self, number: int, failed: bool, grace: float) -> None:
+        """The holder of a scope leaves it; a failed block's clean-up may take `grace` seconds."""
+        handling = self._running.get(number)
+        if handling is not None and handling.closing is not None:
+            handling.failed = grace if failed else None
+            handling.closing.set()
+
     @trio.lowlevel.enable_ki_protection
     async def _watch_overstay(self, handling: context.Handling) -> None:
         await trio.sleep(handling.grace)
@@ -171,7 +194,7 @@ class Handlers:
         route = "" if payload is None else payload.route
         handler = self._find(event, route)
         if isinstance(handler, ContainerError):
-            Incoming.of(event.descriptors).close()
+            Incoming.of(event.descriptors).close()  # its channels end with the call
             wire = wire_errors.to_wire(handler, route)
             data = self._machine.error(event.id, EndedBy.ITSELF, wire)
             self._writer.send_control(data, answer=True)
@@ -184,6 +207,7 @@ class Handlers:
         handling = context.Handling(
             id=event.id,
             route=route,
+            sender=event.sender,
             peer=self._judge.peer(event.sender),
             grace=max(0, payload.grace) / 1e9,
             scope=trio.CancelScope(deadline=deadline),
@@ -191,8 +215,13 @@ class Handlers:
             at_end=self._at_end,
         )
         self._running[event.id] = handling
+        incoming = NOTHING_IN
+        if event.descriptors or event.channels:
+            incoming = self._ends.owned(False, event.id, event.descriptors, event.channels)
+        if event.scope:
+            handling.closing = trio.Event()
         self._nursery.start_soon(
-            self._handle, handling, handler, payload, event.descriptors, name=handler.codec.task
+            self._handle, handling, handler, payload, incoming, name=handler.codec.task
         )
 
     def _find(self, event: CallReceived, route: str) -> Handler | ContainerError:
@@ -206,6 +235,9 @@ class Handlers:
             return Unavailable(f"{route}: {wire_errors.process_name()} serves nothing here")
         handler = self._routes.get(route)
         if handler is not None:
+            if event.scope is not handler.codec.is_scope:
+                kind = "scope" if handler.codec.is_scope else "call"
+                return Incompatible(f"{route} is a {kind} here: the two sides differ in versions")
             return handler
         if route in self._denied:
             return PermissionDenied(f"this endpoint does not offer {route}")
@@ -219,7 +251,7 @@ class Handlers:
         handling: context.Handling,
         handler: Handler,
         payload: CallPayload,
-        descriptors: list[int],
+        incoming: Incoming,
     ) -> None:
         context.enter(handling)
         span = None
@@ -228,7 +260,6 @@ class Handlers:
         if tracing.active():
             span = tracing.begin("server", handling.route, payload.trace, handling.peer.pid)
             tracing.enter(span.traceparent)
-        incoming = Incoming.of(descriptors) if descriptors else NOTHING_IN
         outgoing = Outgoing() if handler.codec.result_holds else NOTHING_OUT
         failure: BaseException | None = None
         reply: bytes | None = None
@@ -243,8 +274,12 @@ class Handlers:
                     arguments = await trio.to_thread.run_sync(codec.arguments, raw, incoming)
                 else:
                     arguments = codec.arguments(raw, incoming)
-                if descriptors:
+                if incoming is not NOTHING_IN:
                     incoming.close_unclaimed()
+                if handling.closing is not None:
+                    await self._hold(handling, codec, handler.method(**arguments), outgoing)
+                    reply = NOTHING
+                    return
                 result = await handler.method(**arguments)
                 # Encoding runs in the same step as the handler's return: a cancel that comes later
                 # finds the work done, and the reply wins.
@@ -261,7 +296,7 @@ class Handlers:
         except BaseException as error:
             failure = error
         finally:
-            if descriptors:
+            if incoming is not NOTHING_IN:
                 incoming.close()
             handling.cancel_detached()
             del self._running[handling.id]
@@ -273,7 +308,7 @@ class Handlers:
                     self._fail(handling, failure, stopped)
             if frame is not None:
                 await self._written(frame)
-            if outgoing.descriptors:
+            if handling.closing is None and outgoing.descriptors:
                 outgoing.sent(result=True)
             if span is not None:
                 tracing.finish(span, failure)
@@ -286,6 +321,10 @@ class Handlers:
         error: BaseException
         if stopped:
             error = Unavailable(f"{handling.route}: {wire_errors.process_name()} is stopping")
+        elif failure is None and handling.failed is not None and not handling.cancelled:
+            error = DeadlineExceeded(
+                f"{handling.route}: clean-up after its holder failed overstayed {handling.failed} s"
+            )
         elif failure is None:
             ended_by = EndedBy.CANCEL if handling.cancelled else EndedBy.DEADLINE
             error = (
@@ -296,8 +335,62 @@ class Handlers:
         else:
             error = failure
         wire = wire_errors.to_wire(error, handling.route)
+        # Behind the items that were sent before; without any, before everything else.
+        ordered = self._ends.finish(False, handling.id)
         data = self._machine.error(handling.id, ended_by, wire)
-        self._writer.send_control(data, answer=True)
+        self._writer.transmit(data, (), answer=True, control=not ordered)
+
+    async def _hold(
+        self,
+        handling: context.Handling,
+        codec: RouteCodec,
+        manager: AbstractAsyncContextManager[Any],
+        outgoing: Outgoing,
+    ) -> None:
+        """Run a scope: open it, hold it until its holder leaves, clean up.
+
+        The call's deadline bounds the opening; in the step that says so it becomes infinite.
+        """
+        assert handling.closing is not None
+        failure: HolderFailed | None = None
+        try:
+            async with manager as value:
+                encoded = codec.result(value, outgoing)
+                gifts = self._ends.gifts(False, handling.id, outgoing.channels)
+                if gifts:
+                    encoded = with_gifts(encoded, gifts)
+                check_size(codec.path, encoded, outgoing, self._machine)
+                descriptors = outgoing.filenos()
+                data = self._machine.opened(handling.id, encoded, len(descriptors))
+                refused = self._overloaded(codec.path)
+                try:
+                    frame = self._writer.transmit(data, descriptors)
+                except OSError:
+                    raise refused from None
+                if gifts:
+                    sender = handling.sender
+                    self._ends.give(False, handling.id, sender, outgoing.channels, gifts)
+                handling.scope.deadline = math.inf
+                try:
+                    if frame is not None and descriptors:
+                        await self._written(frame)
+                finally:
+                    outgoing.sent(result=True)
+                await handling.closing.wait()
+                if handling.failed is not None:
+                    handling.scope.deadline = trio.current_time() + handling.failed
+                    failure = HolderFailed(f"the block of {codec.path}'s holder failed")
+                    raise failure
+        except HolderFailed as error:
+            if error is not failure:
+                raise
+        except BaseExceptionGroup as group:
+            rest = group.split(lambda error: error is failure)[1]
+            if rest is not None:
+                raise rest from None
+
+    def _overloaded(self, route: str) -> Overloaded:
+        return Overloaded(f"{route}: too many descriptors of this user are in flight")
 
     def _reply(self, handling: context.Handling, reply: bytes, outgoing: Outgoing) -> Frame | None:
         """Send the value that ends a call.
@@ -305,7 +398,10 @@ class Handlers:
         Returns:
             A reply that has not left whole: its handler's task waits for that.
         """
-        descriptors: Sequence[int] = outgoing.filenos() if outgoing.descriptors else ()
+        self._ends.finish(False, handling.id)
+        descriptors: Sequence[int] = ()
+        if outgoing.descriptors and handling.closing is None:
+            descriptors = outgoing.filenos()
         data = self._machine.reply(handling.id, reply, len(descriptors))
         try:
             frame = self._writer.transmit(data, descriptors, answer=True)
@@ -332,8 +428,5 @@ class Handlers:
 
     def _refuse(self, handling: context.Handling) -> None:
         # Nothing was written: the call still gets its one terminal.
-        overloaded = Overloaded(
-            f"{handling.route}: too many descriptors of this user are in flight"
-        )
-        wire = wire_errors.to_wire(overloaded, handling.route)
+        wire = wire_errors.to_wire(self._overloaded(handling.route), handling.route)
         self._writer.send_control(self._machine.error_instead(handling.id, wire), answer=True)

@@ -518,5 +518,7 @@ async def call_message(connection: Connection, message: Message) -> Message:
         InvalidArgument: the message can't be sent.
     """
     body, outgoing = message.encode()
-    event = await connection.call_raw(message.route, msgspec.Raw(body), outgoing, tracing.current())
+    event = await connection.calls.call_raw(
+        message.route, msgspec.Raw(body), outgoing, tracing.current()
+    )
     return Message.of_reply(message.route, event.value, Incoming.of(event.descriptors))

@@ -18,13 +18,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import define
 
 from container.ipc.wire.events import ErrorReceived
 from container.ipc.writing import Frame
+
+if TYPE_CHECKING:
+    from container.ipc.scope import RemoteScope
 
 
 class Stage(enum.Enum):
@@ -50,3 +53,5 @@ class Call:
     raise_cancel: Callable[[], Any] | None = None
     """Raises the caller's cancellation, or its Ctrl-C; called once, last."""
     held: ErrorReceived | None = None
+    scope: RemoteScope | None = None
+    """What it opens."""

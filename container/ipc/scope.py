@@ -28,8 +28,8 @@ from container.ipc.errors import ScopeEnded
 from container.ipc.wire.limits import Limits
 
 if TYPE_CHECKING:
+    from container.ipc.calling import Calls
     from container.ipc.codec import RouteCodec
-    from container.ipc.connection import Connection
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -50,25 +50,26 @@ class RemoteScope(AbstractAsyncContextManager[Any]):
 
     def __init__(
         self,
-        connection: Connection,
+        calls: Calls,
         codec: RouteCodec,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        self._connection = connection
+        self._calls = calls
         self._codec = codec
         self._arguments = args, kwargs
         self._block = trio.CancelScope()
         self._ended: outcome.Outcome[Any] | None = None
         self._entered = False
+        self.route = codec.path
         self.number = 0
         """Its id on the connection, once it is open."""
 
     async def __aenter__(self) -> Any:
         if self._entered:
-            raise RuntimeError(f"{self._codec.path}: a scope is entered once")
+            raise RuntimeError(f"{self.route}: a scope is entered once")
         self._entered = True
-        value = await self._connection.open_scope(self, self._codec, *self._arguments)
+        value = await self._calls.open_scope(self, self._codec, *self._arguments)
         # No checkpoint since it opened: the callee's end, however early, finds the block.
         self._block.__enter__()
         if self._ended is not None:
@@ -92,16 +93,16 @@ class RemoteScope(AbstractAsyncContextManager[Any]):
         try:
             if self._ended is None:
                 if left is None:
-                    await self._connection.close_scope(self)
+                    await self._calls.close_scope(self)
                 elif cancelled:
-                    await self._connection.cancel_scope(self)
+                    await self._calls.cancel_scope(self)
                 else:
-                    await self._connection.close_scope(self, failed=True)
+                    await self._calls.close_scope(self, failed=True)
             else:
                 self._ended.unwrap()
                 if not cancelled:
                     raise ScopeEnded(
-                        f"{self._codec.path}: {self._connection.peer_process or 'the peer'} "
+                        f"{self.route}: {self._calls.peer_process or 'the peer'} "
                         "ended the scope while it was held"
                     )
         except BaseException as raised:
@@ -114,7 +115,7 @@ class RemoteScope(AbstractAsyncContextManager[Any]):
             raise left
         if left is None:
             raise failure
-        message = f"{self._codec.path}: the block and the scope failed"
+        message = f"{self.route}: the block and the scope failed"
         raise BaseExceptionGroup(message, [left, failure])
 
     def _leave_block(

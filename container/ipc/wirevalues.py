@@ -227,7 +227,7 @@ def _nothing_beside(value: object) -> object:
     raise TypeError(f"a {type(value).__name__} can't travel in a message")
 
 
-_encode_plain = msgspec.msgpack.Encoder(enc_hook=_nothing_beside).encode
+encode_plain = msgspec.msgpack.Encoder(enc_hook=_nothing_beside).encode
 """Made once: making one costs as much as a small message."""
 
 
@@ -250,7 +250,7 @@ class ItemType:
         try:
             body = self.unstructure(value)
             if outgoing is None:
-                return _encode_plain(body)
+                return encode_plain(body)
             return msgspec.msgpack.encode(body, enc_hook=outgoing.hook)
         except Exception as error:
             raise InvalidArgument(f"an item of the channel can't travel: {error}") from error

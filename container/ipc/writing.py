@@ -19,6 +19,8 @@ from container.ipc.transport import Transport
 
 TOO_MANY_DESCRIPTORS = (errno.ETOOMANYREFS, errno.EMFILE)
 """The kernel takes no more descriptors of this user now; nothing was written."""
+BATCH_BYTES = 65536
+"""So many bytes of small frames are sent at once without waiting for more."""
 
 
 @define(slots=True, eq=False)
@@ -52,6 +54,8 @@ class Writer:
         self._queue: deque[Frame] = deque()
         self._wake = trio.Event()
         self._ended = False
+        self._batch: list[bytes] = []
+        self._batched = 0
         self.answers = 0
         """Terminal frames that wait here."""
 
@@ -66,6 +70,23 @@ class Writer:
     def send_control(self, data: bytes, *, answer: bool = False) -> None:
         """Send a frame before those that are not control frames. Never waits."""
         self.transmit(data, (), answer=answer, control=True)
+
+    def batch(self, data: bytes) -> None:
+        """Send a small frame with others of this step of the running task. Never waits."""
+        if self._ended:
+            return
+        self._batch.append(data)
+        self._batched += len(data)
+        if self._batched >= BATCH_BYTES:
+            self._flush()
+        elif len(self._batch) == 1:
+            self._wake.set()
+
+    def _flush(self) -> None:
+        data = b"".join(self._batch)
+        self._batch.clear()
+        self._batched = 0
+        self.transmit(data, ())
 
     def transmit(
         self,
@@ -86,6 +107,8 @@ class Writer:
         """
         if self._ended:
             return None
+        if self._batch:
+            self._flush()
         taken = 0
         if not self._control and not self._queue:
             try:
@@ -125,10 +148,13 @@ class Writer:
                 frame.written.set()
         self._queue.clear()
         self._control.clear()
+        self._batch.clear()
         self.answers = 0
 
     async def drain(self) -> None:
         """Wait until all that is queued has left, or the connection has ended."""
+        if self._batch:
+            self._flush()
         while self._control or self._queue:
             frame = (self._queue or self._control)[-1]
             frame.written = frame.written or trio.Event()
@@ -140,6 +166,8 @@ class Writer:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
+            if self._batch:
+                self._flush()
             while self._control or self._queue:
                 # A frame begun is finished first; then control frames, then the others.
                 begun = bool(self._queue) and self._queue[0].begun

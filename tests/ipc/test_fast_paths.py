@@ -9,7 +9,8 @@ import pytest
 from attrs import frozen
 
 from container.ipc import Contract, Endpoint, Fd
-from container.ipc.codec import codecs_of, holds_descriptors
+from container.ipc.codec import codecs_of
+from container.ipc.contract import holds_capabilities
 
 
 class Asked(Contract, name="asked"):
@@ -47,7 +48,7 @@ class Holder:
     ],
 )
 def test_a_type_tells_whether_its_values_can_hold_descriptors(annotation: Any, holds: bool) -> None:
-    assert holds_descriptors(annotation) is holds
+    assert holds_capabilities(annotation) is holds
 
 
 @pytest.mark.parametrize(
