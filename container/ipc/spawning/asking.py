@@ -85,6 +85,10 @@ def start_zygote(
     return pid, ours
 
 
+class ZygoteGone(Unavailable):
+    """The zygote ended; whether it had done what it was asked for is not known."""
+
+
 class ZygoteLink:
     """The socket of requests, used by one task at a time.
 
@@ -115,7 +119,7 @@ class ZygoteLink:
         """Send a request and return its answer.
 
         Raises:
-            Unavailable: the zygote is gone.
+            ZygoteGone: it is gone.
         """
         self._number += 1
         number = self._number
@@ -137,7 +141,7 @@ class ZygoteLink:
                     return answer
         except (OSError, EOFError, trio.ClosedResourceError) as error:
             self.broken = True
-            raise Unavailable("the zygote ended while it was asked for something") from error
+            raise ZygoteGone("the zygote ended while it was asked for something") from error
 
     async def _exactly(self, count: int, skip: int = 0) -> bytes:
         """Return so many bytes, kept until the whole answer is here: a cancellation loses none."""

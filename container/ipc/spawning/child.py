@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 import trio
 
@@ -121,12 +121,22 @@ class LifeService(orders.Life):
                         nursery.cancel_scope.cancel()
             if not self._begun:
                 raise Unavailable("the service was stopped before it had begun")
-        except Exception as error:
-            if not self._begun:
+        except (Exception, BaseExceptionGroup) as error:
+            failure = _without_cancellations(error)
+            if not self._begun or failure is None:
                 raise
-            self._failure = error
+            self._failure = failure
         finally:
-            self._ended.set()
+            if self._begun:
+                self._ended.set()
+
+
+def _without_cancellations(error: BaseException) -> Exception | None:
+    """Return what is left of an error that can be told to the parent; None if it ends us."""
+    rest = error
+    if isinstance(error, BaseExceptionGroup):
+        rest = cast("BaseExceptionGroup[BaseException]", error).split(trio.Cancelled)[1]
+    return rest if isinstance(rest, Exception) else None
 
 
 def main() -> int:

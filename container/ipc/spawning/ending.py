@@ -11,6 +11,9 @@ from attrs import frozen
 
 from container.ipc.errors import Unavailable
 
+UNBORN_BOUND = 1.0
+"""Seconds for a process to go that was asked for and is not wanted any more: it sees an end of
+file. Longer, and the zygote that would make it is stopped."""
 KILL_BOUND = 5.0
 """Seconds for killed processes to go: those in an uninterruptible system call may not."""
 

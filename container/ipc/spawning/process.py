@@ -16,8 +16,8 @@ import trio
 
 from container.ipc.errors import InvalidArgument, Unavailable
 from container.ipc.spawning import orders
-from container.ipc.spawning.asking import Zygote
-from container.ipc.spawning.ending import KILL_BOUND, Ending, OwnProcess
+from container.ipc.spawning.asking import Zygote, ZygoteGone
+from container.ipc.spawning.ending import KILL_BOUND, UNBORN_BOUND, Ending, OwnProcess
 from container.ipc.spawning.requests import Fork
 from container.ipc.transport import Received, SocketTransport, socket_pair
 
@@ -137,6 +137,8 @@ class ChildProcess:
                 for fd in self._pidfds:
                     os.close(fd)
                 self._pidfds = []
+                self._control.close()
+                self._socket.close()
 
     async def _end_child(self) -> None:
         with trio.move_on_after(self._bounds.cancel):
@@ -163,7 +165,7 @@ class ChildProcess:
             self._control.shutdown(socket.SHUT_WR)
         if self._keeper is not None:
             self._keeper.kill()
-        with trio.move_on_after(KILL_BOUND), contextlib.suppress(OSError):
+        with trio.move_on_after(UNBORN_BOUND), contextlib.suppress(OSError):
             while True:
                 await trio.lowlevel.wait_readable(self._control)
                 data, descriptors, _, _ = socket.recv_fds(self._control, 64, 2)
@@ -225,6 +227,29 @@ def _execute(command: Sequence[str], given: Sequence[int]) -> int:
             os.close(fd)
 
 
+async def _begin(order: orders.Order, zygote: Zygote | None, stderr: int) -> ChildProcess:
+    control, their_control = socket.socketpair()
+    sock, their_sock = socket_pair()
+    control.setblocking(False)
+    child = ChildProcess(order, control, sock)
+    null = -1
+    try:
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        given = (null, 1, stderr, their_control.fileno(), their_sock.fileno())
+        await child.start(order, given, zygote)
+    except BaseException:
+        their_control.close()
+        their_sock.close()
+        await child.end()
+        raise
+    finally:
+        their_control.close()
+        their_sock.close()
+        if null >= 0:
+            os.close(null)
+    return child
+
+
 @asynccontextmanager
 async def open_child(
     order: orders.Order, zygote: Zygote | None, stderr: int
@@ -233,28 +258,15 @@ async def open_child(
 
     It should be on its way then: closing its socket ends it.
     """
-    control, their_control = socket.socketpair()
-    sock, their_sock = socket_pair()
-    null = -1
     try:
-        control.setblocking(False)
-        child = ChildProcess(order, control, sock)
-        try:
-            try:
-                null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-                given = (null, 1, stderr, their_control.fileno(), their_sock.fileno())
-                await child.start(order, given, zygote)
-            finally:
-                their_control.close()
-                their_sock.close()
-                if null >= 0:
-                    os.close(null)
-            yield child
-        finally:
-            await child.end()
+        child = await _begin(order, zygote, stderr)
+    except ZygoteGone:
+        # It may have been dead for a while, unnoticed. What it may have forked has ended.
+        child = await _begin(order, zygote, stderr)
+    try:
+        yield child
     finally:
-        control.close()
-        sock.close()
+        await child.end()
 
 
 class ServiceTransport(SocketTransport):

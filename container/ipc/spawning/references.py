@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import attrs
 
+from container.ipc.codec import codecs_of
 from container.ipc.contract import Contract
 from container.ipc.descriptor import Fd
 from container.ipc.errors import InvalidArgument
@@ -113,7 +114,9 @@ def making(maker: Maker) -> type[Contract]:
     def fill(namespace: dict[str, Any]) -> None:
         namespace["make"] = abstractmethod(make)
 
-    return types.new_class(maker.__name__, (Contract,), {"name": "container.making"}, fill)
+    contract = types.new_class(maker.__name__, (Contract,), {"name": "container.making"}, fill)
+    codecs_of(contract)
+    return contract
 
 
 def _hints(maker: Maker) -> dict[str, Any]:

@@ -110,7 +110,7 @@ async def spawn(
                                     await _drain(run.service, order.bounds.drain)
                         except BaseException as error:
                             run.raised = error
-                        await run.stop(connection, order.bounds)
+                        await run.stop(connection, order.bounds, nursery)
                 finally:
                     await run.settle()
     except BaseException as error:
@@ -129,6 +129,14 @@ def process_of(proxy: Contract) -> ChildProcess:
     if not isinstance(process, ChildProcess):
         raise TypeError(f"{type(proxy).__name__} is no proxy of a spawned service")
     return process
+
+
+async def _ask_to_stop(connection: Connection) -> None:
+    with trio.CancelScope(shield=True):
+        try:
+            await connection_proxy(connection, Life).stop()
+        except (ContainerError, trio.ClosedResourceError):
+            pass  # it ended by itself at this moment, or does not listen
 
 
 async def _drain(connection: Connection, bound: float) -> None:
@@ -223,7 +231,7 @@ class _Run:
             await self.child.ended.wait()
         return self.child.ending is None and not self._asked
 
-    async def stop(self, connection: Connection, bounds: StopBounds) -> None:
+    async def stop(self, connection: Connection, bounds: StopBounds, nursery: trio.Nursery) -> None:
         """Have the service end, and wait for it within the bounds. Shielded."""
         with trio.CancelScope(shield=True):
             if isinstance(self.raised, PeerGone) and connection.lost:
@@ -231,11 +239,9 @@ class _Run:
             self._asked = True
             if not self.made or self._over.is_set() or connection.lost:
                 return
+            # Not waited for: a call that is cancelled takes its grace, and the bounds are these.
+            nursery.start_soon(_ask_to_stop, connection)
             with trio.move_on_after(bounds.cleanup + bounds.cancel):
-                try:
-                    await connection_proxy(connection, Life).stop()
-                except (ContainerError, trio.ClosedResourceError):
-                    pass  # it ends by itself at this moment
                 await self._over.wait()
 
     async def settle(self) -> None:
@@ -252,7 +258,7 @@ class _Run:
         failure, ending = self.failure, None if self.child is None else self.child.ending
         if failure is None and self.child is not None and self.child.pid:
             ending = ending or Ending()
-            if self.unasked or self.child.killed or ending.signal or ending.status:
+            if self.unasked or ending.status != 0:
                 hint = "it did not end within its bounds" if self.child.killed else None
                 failure = ProcessExited(name, ending, hint=hint)
             if ending.survivors:
@@ -268,7 +274,7 @@ class _Run:
                 _log.warning("%s", failure)
                 raise raised
             raise failure
-        elif isinstance(raised, (PeerGone, Unavailable)) and not raised.provenance:
+        elif isinstance(raised, (PeerGone, Unavailable)):
             raise failure from raised  # what the block saw of the child's end
         else:
             raise BaseExceptionGroup("the block and its child have failed", [raised, failure])
