@@ -25,6 +25,9 @@ T = TypeVar("T")
 CONNECT_TIMEOUT = 60.0
 """Seconds for a connection, the start of the service behind it included."""
 
+WAITERS = 10_000
+"""Operations that may wait for one connection."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -78,7 +81,8 @@ class Link(Actor, Generic[C]):
         raise AssertionError("unreachable")
 
     async def _connected(self) -> tuple[C, trio.Event]:
-        async with self.exclusive("connection"):
+        # All that this process does at once may wait for the other side's start.
+        async with self.exclusive("connection", waiters=WAITERS):
             if self._current is None:
                 dropped = trio.Event()
                 try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -131,3 +135,15 @@ async def test_a_route_of_any_name_but_the_actors_own_few_is_the_services() -> N
 
         class GraspingService(Actor, Grasping):  # pyright: ignore
             pass
+
+
+def test_the_program_of_the_how_to_prints_what_it_says() -> None:
+    text = (Path(__file__).parents[2] / "docs/how-to/actors.md").read_text()
+    (program,) = re.findall(r"```python\n(from __future__.*?)```", text, re.DOTALL)
+    (output,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.sub(r"process \d+", "process 4711", done.stdout) == output
+    assert "the book is on fire; again in 0.01 s" in done.stderr
