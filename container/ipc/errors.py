@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attrs import frozen
 
@@ -50,13 +50,41 @@ class Hop:
 class ContainerError(Exception):
     """Base of all errors that a contract can carry.
 
+    A service may have classes of its own, each with a wire name:
+
+    ```python
+    class LeaseTaken(AlreadyExists, name="leases.taken"): ...
+    ```
+
+    It arrives as that class at a caller that has imported it, and as the class of its code at
+    others, which pass the name on. What travels is what the base has: other values of such a class
+    belong in `details`, since its constructor is not called where it arrives. A subclass without a
+    name travels as what it is derived from.
+
     Args:
         message: One sentence for the person, in the person's own words.
         hint: What to do next, or None.
         details: Values for programs: str, int, float, bool, None, and lists and dicts of them.
+
+    Class arguments:
+        name: The wire name; lower-case words joined by `-` or `.`, one class each.
     """
 
     code: ClassVar[ErrorCode] = ErrorCode.UNKNOWN
+    error_type: str = ""
+    """The wire name of its class; of one that arrived, also if the class is not known here."""
+
+    def __init_subclass__(cls, *, name: str | None = None, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if name is None:
+            return
+        if not name.replace("-", "").replace(".", "").isalnum() or name != name.lower():
+            raise TypeError(f"error name {name!r} is not lower-case words joined by - or .")
+        known = ERROR_TYPES.get(name)
+        if known is not None and _place(known) != _place(cls):
+            raise TypeError(f"error name {name!r} is that of {known.__qualname__} already")
+        cls.error_type = name
+        ERROR_TYPES[name] = cls
 
     def __init__(
         self,
@@ -71,6 +99,15 @@ class ContainerError(Exception):
         self.hint = hint
         self.details: dict[str, object] = dict(details or {})
         self.provenance = provenance
+
+
+ERROR_TYPES: dict[str, type[ContainerError]] = {}
+"""The classes that have wire names."""
+
+
+def _place(cls: type) -> tuple[str, str]:
+    # A module that is loaded again makes its classes again.
+    return cls.__module__, cls.__qualname__
 
 
 class InvalidArgument(ContainerError):
@@ -127,7 +164,7 @@ class Unavailable(ContainerError):
     code = ErrorCode.UNAVAILABLE
 
 
-class ScopeEnded(Unavailable):
+class ScopeEnded(Unavailable, name="scope-ended"):
     """The callee ended a scope while it was held."""
 
 

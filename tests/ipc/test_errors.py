@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container.ipc import (
+    AlreadyExists,
     ContainerError,
     DataLoss,
     ErrorCode,
@@ -23,8 +24,8 @@ from container.ipc import (
     PeerGone,
     process_name,
 )
-from container.ipc.errors import ERROR_CLASSES
-from container.ipc.wire_errors import DEPTH, LENGTH, WIDTH, from_wire, to_wire
+from container.ipc.errors import ERROR_CLASSES, ERROR_TYPES
+from container.ipc.wire_errors import BYTES, DEPTH, FRAMES, LENGTH, WIDTH, from_wire, to_wire
 
 
 def carried(error: BaseException, route: str = "a/b") -> Exception:
@@ -69,13 +70,106 @@ def test_an_error_that_goes_in_circles_keeps_its_last_hops() -> None:
     assert len(error.provenance) == DEPTH
 
 
-def test_a_cause_travels() -> None:
+def test_a_cause_travels_also_one_that_is_no_error_of_a_contract() -> None:
     error = NotFound("no image")
     error.__cause__ = DataLoss("index is torn")
     error.__cause__.__cause__ = ZeroDivisionError("not ours")
     made = carried(error)
     assert isinstance(made.__cause__, DataLoss)
-    assert made.__cause__.__cause__ is None
+    foreign = made.__cause__.__cause__
+    assert type(foreign) is ContainerError
+    assert foreign.message == "ZeroDivisionError: not ours"
+    assert foreign.details == {"exception": "ZeroDivisionError"}
+    assert foreign.provenance == (Hop(process_name(), os.getpid(), "a/b"),)
+
+
+def test_the_causes_of_a_cause_that_is_a_group_travel_in_it() -> None:
+    error = NotFound("no image")
+    error.__cause__ = ExceptionGroup("both", [OSError(2, "gone"), DataLoss("torn")])
+    cause = carried(error).__cause__
+    assert isinstance(cause, ExceptionGroup)
+    assert [str(leaf) for leaf in cause.exceptions] == ["FileNotFoundError: [Errno 2] gone", "torn"]
+
+
+def test_notes_travel_once_however_many_hops() -> None:
+    error: Exception = NotFound("no")
+    error.add_note("while pulling")
+    for route in ("a/b", "c/d"):
+        error = carried(error, route)
+    assert error.__notes__.count("while pulling") == 1
+    assert sum("a/b" in note for note in error.__notes__) == 1
+    group = ExceptionGroup("two", [NotFound("a"), error])
+    group.add_note("of the group")
+    assert carried(group).__notes__ == ["of the group"]
+
+
+class Taken(AlreadyExists, name="tests.taken"):
+    def __init__(self, key: str, holder: int) -> None:
+        super().__init__(f"{key} is taken", details={"holder": holder})
+
+
+def test_an_error_class_with_a_name_arrives_as_itself() -> None:
+    class Unnamed(Taken):
+        pass
+
+    for error in (Taken("x", 7), Unnamed("x", 7)):
+        made = carried(error)
+        assert type(made) is Taken
+        assert (made.message, made.details) == ("x is taken", {"holder": 7})
+
+
+def test_an_error_class_that_is_not_known_arrives_as_its_codes_and_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = to_wire(Taken("x", 7), "a/b")
+    with monkeypatch.context() as patch:
+        patch.delitem(ERROR_TYPES, "tests.taken")
+        relayed = from_wire(body)
+        assert type(relayed) is AlreadyExists
+    assert type(carried(relayed)) is Taken
+
+
+def test_an_error_classs_name_does_not_change_its_code() -> None:
+    made = from_wire({"code": "not-found", "message": "x", "error_type": "tests.taken"})
+    assert type(made) is NotFound
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "two words", "tests.taken"])
+def test_an_error_class_needs_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(TypeError, match="error name"):
+        type("Other", (NotFound,), {}, name=name)
+
+
+def test_a_bugs_note_says_where_it_was_and_no_value() -> None:
+    def deep(secret: str, left: int) -> None:
+        if left:
+            deep(secret, left - 1)
+        raise ValueError(secret)
+
+    for depth in (1, 100):
+        try:
+            deep("s3cret", depth)
+        except ValueError as bug:
+            made = carried(carried(bug))
+        (note,) = [note for note in made.__notes__ if "remote traceback" in note]
+        lines = note.splitlines()
+        assert lines[-1].strip() == "ValueError"
+        assert "test_errors.py:" in lines[-2]
+        assert lines[-2].endswith("deep")
+        assert "s3cret" not in note
+        assert len(lines) <= FRAMES + 3
+
+
+def test_an_error_of_any_size_fits_a_frame_of_every_peer() -> None:
+    long = "x" * LENGTH
+    error = NotFound("no", hint=long, details={"a": [long] * 20})
+    error.add_note(long)
+    group = ExceptionGroup("many", [error, *(NotFound(long) for _ in range(40))])
+    for large in (error, group):
+        assert len(msgspec.msgpack.encode(to_wire(large, "a/b"))) <= BYTES
+    made = carried(error)
+    assert isinstance(made, NotFound)
+    assert made.hint is not None
 
 
 def test_a_cause_of_itself_is_cut() -> None:
@@ -180,7 +274,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=8,
 )
-KEYS = ["code", "message", "hint", "details", "hops", "cause", "group"]
+KEYS = ["code", "message", "hint", "details", "hops", "cause", "group", "notes", "error_type"]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), JSON, max_size=7))
