@@ -7,11 +7,12 @@ is its lifeline: at the end of file the service is cancelled. SIGTERM cancels it
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
@@ -28,6 +29,19 @@ from container.ipc.spawning.keeper import keep
 from container.ipc.spawning.references import Maker, making, resolve
 from container.ipc.transport import SocketTransport, socket_pair
 from container.ipc.wire_errors import set_process_name
+
+
+@functools.cache
+def served(maker: Maker) -> type[Any]:
+    """Return the class that implements `making(maker)` by a function; a zygote does so before."""
+
+    def keep_function(self: Any, function: Callable[..., Awaitable[Fd]]) -> None:
+        self.function = function
+
+    async def make(self: Any, *args: Any, **kwargs: Any) -> Fd:
+        return await self.function(*args, **kwargs)
+
+    return type("Maker", (making(maker),), {"__init__": keep_function, "make": make})
 
 
 class LifeService(orders.Life):
@@ -47,8 +61,7 @@ class LifeService(orders.Life):
         try:
             sys.path[:] = order.path
             self._maker = maker = resolve(order.service)
-            contract = making(maker)
-            self._making = type("Maker", (contract,), {"make": self._make})()
+            self._making = served(maker)(self._make)
         except Exception as error:
             self._problem = error
 

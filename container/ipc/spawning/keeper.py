@@ -42,8 +42,9 @@ def keep(control: socket.socket, order: orders.Order) -> None:
     """
     tree.become_subreaper()
     keeper = os.getpid()
-    gc.collect()
-    gc.freeze()
+    if not gc.get_freeze_count():  # a zygote has done so for all of its children
+        gc.collect()
+        gc.freeze()
     wake_out, wake_in = socket.socketpair()
     for end in (wake_out, wake_in):
         end.setblocking(False)
@@ -63,7 +64,8 @@ def keep(control: socket.socket, order: orders.Order) -> None:
         offspring.place({orders.CHILD: orders.KEEPER})
         offspring.keep_only([orders.KEEPER])
         os.set_inheritable(orders.KEEPER, False)
-        offspring.reset_signals()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         offspring.reset_random_states()
         offspring.name_process(order.name)
         gc.enable()

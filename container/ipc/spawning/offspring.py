@@ -64,8 +64,12 @@ def reset_signals(ignored: Collection[int] = ()) -> None:
 
 def reset_environment(environment: Mapping[bytes, bytes]) -> None:
     """Replace the environment, and what was read from it already."""
-    os.environb.clear()
-    os.environb.update(environment)
+    for name in [name for name in os.environb if name not in environment]:
+        del os.environb[name]
+    # Nearly all of it is as it was: what is not written stays in pages that are shared.
+    for name, value in environment.items():
+        if os.environb.get(name) != value:
+            os.environb[name] = value
     time.tzset()
 
 

@@ -19,7 +19,7 @@ from container.ipc.spawning import orders
 from container.ipc.spawning.asking import Zygote, ZygoteGone
 from container.ipc.spawning.ending import KILL_BOUND, UNBORN_BOUND, Ending, OwnProcess
 from container.ipc.spawning.requests import Fork
-from container.ipc.transport import Received, SocketTransport, socket_pair
+from container.ipc.transport import READ_BYTES, Received, SocketTransport, socket_pair
 
 MODULE = "container.ipc.spawning.child"
 STATUS_BOUND = 1.0
@@ -286,10 +286,10 @@ class ServiceTransport(SocketTransport):
         except (BrokenPipeError, ConnectionResetError) as error:
             return self._break(error)
 
-    def receive(self) -> Received:
+    def receive(self, room: int = READ_BYTES, /) -> Received:
         self._check()
         try:
-            received = super().receive()
+            received = super().receive(room)
         except ConnectionResetError as error:
             return self._break(error)
         if not received.data:

@@ -80,6 +80,18 @@ def resolve(text: str) -> Maker:
     return cast("Maker", found)
 
 
+def services_in(module: str) -> list[Maker]:
+    """Return the classes of an imported module that `spawn` can make."""
+    return [
+        value
+        for value in vars(sys.modules[module]).values()
+        if isinstance(value, type)
+        and issubclass(value, Contract)
+        and value.__module__ == module
+        and not inspect.isabstract(value)
+    ]
+
+
 @functools.cache
 def making(maker: Maker) -> type[Contract]:
     """Return a contract with the one route `make`, whose parameters are those of the maker.

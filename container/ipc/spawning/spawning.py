@@ -18,7 +18,7 @@ from container.ipc.connection import Connection
 from container.ipc.contract import Contract
 from container.ipc.descriptor import Fd, HasFileno
 from container.ipc.error_groups import leaves
-from container.ipc.errors import ContainerError, PeerGone, Unavailable
+from container.ipc.errors import ContainerError, PeerGone, Unavailable, UnknownRoute
 from container.ipc.spawning.asking import Zygote
 from container.ipc.spawning.ending import Ending, ProcessExited, StopBounds
 from container.ipc.spawning.orders import Life, Order
@@ -98,10 +98,10 @@ async def spawn(
                 nursery.start_soon(run.listen)
                 try:
                     async with connect(child.take_socket(), Life, limits=limits) as connection:
-                        nursery.start_soon(run.watch, connection)
                         try:
                             transport = ServiceTransport(await made.make(connection), child)
                             run.made = True
+                            nursery.start_soon(run.watch, connection)
                             async with connect_contract(contract, transport, limits=limits) as it:
                                 object.__setattr__(it, "_process", child)
                                 run.service = connection_of(it)
@@ -166,9 +166,12 @@ class _Made:
 
     async def make(self, connection: Connection) -> socket.socket:
         """Have the child make it; return the socket on which it is served."""
-        await connection_proxy(connection, Life).load()
         maker: Any = connection_proxy(connection, making(self.maker))
-        fd: Fd = await maker.make(*self.args, **self.keywords)
+        try:
+            fd: Fd = await maker.make(*self.args, **self.keywords)
+        except UnknownRoute:
+            await connection_proxy(connection, Life).load()
+            raise
         return socket.socket(fileno=fd.take())
 
 

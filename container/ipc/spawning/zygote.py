@@ -1,9 +1,10 @@
 """The zygote: a preloaded, single-threaded process that forks others.
 
-It is exec'd by its owner and ends with it. It never runs Trio itself, since a child that is forked
-inside a run can't start one, and never has a second thread, since a child would inherit locks held
-by threads that are not there. Modules are imported one at a time between requests, so that a system
-that starts cold does not wait for what it does not need yet.
+It is exec'd by its owner and ends with it. It never forks inside a run of Trio, since a child that
+is forked there can't start one (there is a `rehearsal` before), and never has a second thread,
+since a child would inherit locks held by threads that are not there. Modules are imported one at a
+time between requests, so that a system that starts cold does not wait for what it does not need
+yet.
 
 On descriptor 3 it is asked for processes (`requests`). One is forked once and reaped here, or, if
 it is to belong to the subreaper above, forked twice: the middle process ends at once. A process
@@ -33,6 +34,9 @@ from container.ipc.spawning.requests import Fork, Preload, answer, receive
 CONTROL = 3
 """Where its owner puts the socket of requests."""
 Step = Callable[[], object]
+FILLERS = 200
+"""Of each size that Python's allocator keeps apart: about 1.5 MiB together."""
+_BYTES = sys.getsizeof(b"")
 
 
 def contract_steps() -> Iterator[Step]:
@@ -45,6 +49,35 @@ def contract_steps() -> Iterator[Step]:
         known += contract.__subclasses__()
         if contract.__dict__.get("contract_name"):
             yield functools.partial(prepare, contract)
+
+
+def _fill_holes() -> list[list[object]]:
+    """Return objects that take the free places between those that were made before.
+
+    A child's first small objects would go there, and each would cost a copy of its whole page; now
+    they go to pages of their own, side by side.
+    """
+    sizes = range(_BYTES + 16 - _BYTES % 16, 513, 16)
+    return [
+        [object() for _ in range(FILLERS)],
+        *([bytes(size - _BYTES) for _ in range(FILLERS)] for size in sizes),
+    ]
+
+
+def _service_steps(modules: Iterable[str]) -> Iterator[Step]:
+    from container.ipc.spawning.child import served
+    from container.ipc.spawning.references import services_in
+
+    for module in modules:
+        if module in sys.modules:
+            for maker in services_in(module):
+                yield functools.partial(served, maker)
+
+
+def _rehearse() -> None:
+    from container.ipc.spawning.rehearsal import rehearse
+
+    rehearse()
 
 
 class Zygote:
@@ -60,6 +93,7 @@ class Zygote:
         self._control = control
         self._steps = iter(steps)
         self._loading = True
+        self._fillers: list[list[object]] = []
         self._failures: dict[str, str] = {}
         self._asked: list[int] = []
         """Numbers of requests that are answered when all is loaded."""
@@ -110,6 +144,7 @@ class Zygote:
         if step is None:
             self._loading = False
             gc.collect()
+            self._fillers = _fill_holes()
             # What is alive now is never looked at by a collection again: children share its pages.
             gc.freeze()
             for number in self._asked:
@@ -159,6 +194,8 @@ class Zygote:
             for name in request.modules:
                 yield functools.partial(importlib.import_module, name)
             yield from contract_steps()
+            yield from _service_steps(request.modules)
+            yield _rehearse
 
         self._steps = steps()
         self._asked.append(number)
