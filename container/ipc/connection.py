@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,7 +34,8 @@ from container.ipc.handling import Handler, Handlers
 from container.ipc.judging import Judge
 from container.ipc.liveness import Liveness
 from container.ipc.peer import Policy
-from container.ipc.transport import READ_BYTES, Transport, TransportBroken
+from container.ipc.reading import Reader
+from container.ipc.transport import Transport
 from container.ipc.wire.limits import Limits
 from container.ipc.wire.machine import (
     Budget,
@@ -53,7 +54,6 @@ from container.ipc.wire.machine import (
     Machine,
     OpenedReceived,
     PingReceived,
-    ProtocolError,
     ReplyReceived,
     State,
     StopReceived,
@@ -125,6 +125,15 @@ class Connection:
             lambda: self._writer.send_control(self._machine.ping()),
             self._lose,
         )
+        self._reader = Reader(
+            transport,
+            self._machine,
+            self._liveness,
+            self._dispatch,
+            self._begin,
+            self._lose,
+            hands_over=accepts,
+        )
         self.calls = Calls(
             self._machine, self._writer, self._ends, self._judge, limits, self._liveness.begin
         )
@@ -192,51 +201,14 @@ class Connection:
         """Make a call and return its result; see `Calls.call`."""
         return await self.calls.call(codec, args, kwargs)
 
-    # --- reading ------------------------------------------------------------------------------
-
-    @trio.lowlevel.enable_ki_protection
-    async def _read(self) -> None:
-        transport, machine = self._transport, self._machine
-        while not self.lost:
-            try:
-                data, descriptors, sender = transport.receive()
-            except BlockingIOError:
-                await transport.wait_readable()
-                continue
-            except TransportBroken as error:
-                self._lose(f"protocol: {error}")
-                return
-            except OSError as error:
-                self._lose(f"closed: {error.strerror or error}")
-                return
-            if not data:
-                self._lose("closed")
-                return
-            self._liveness.heard = True
-            try:
-                events = machine.receive(data, descriptors, sender)
-            except ProtocolError as error:
-                logger.warning("connection with %s ended: %s", self.peer_process or "a peer", error)
-                self._lose(f"protocol: {error}")
-                return
-            for event in events:
-                self._dispatch(event)
-            if len(data) < READ_BYTES:
-                # All was read: asking again would cost a system call to hear so.
-                await transport.wait_readable()
-            else:
-                # A flood on one connection must not starve the other tasks.
-                await trio.lowlevel.cancel_shielded_checkpoint()
+    # --- what comes ---------------------------------------------------------------------------
 
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, ReplyReceived):
             self.calls.replied(event)
         elif isinstance(event, CallReceived):
-            if self._writer.answers and self._overfed():
-                Incoming.of(event.descriptors).close()
-                self._lose(f"protocol: more than {self._limits.in_flight} unanswered calls")
-                return
-            self._handlers.start(event)
+            if not self._overfed(event):
+                self._handlers.start(event)
         elif isinstance(event, CallDropped):
             Incoming.of(event.descriptors).close()
         elif isinstance(event, ItemReceived):
@@ -270,9 +242,18 @@ class Connection:
         elif isinstance(event, GoodbyeReceived):
             self.calls.drain(event)
 
-    def _overfed(self) -> bool:
-        # It calls and does not read: its answers would fill memory.
-        return len(self._machine.incoming) + self._writer.answers > self._limits.in_flight
+    def _begin(self, event: CallReceived) -> Coroutine[Any, Any, None] | None:
+        if self._writer.answers and self._overfed(event):
+            return None
+        return self._handlers.begin(event)
+
+    def _overfed(self, event: CallReceived) -> bool:
+        """End the connection of a peer that calls and does not read: answers would fill memory."""
+        if len(self._machine.incoming) + self._writer.answers <= self._limits.in_flight:
+            return False
+        Incoming.of(event.descriptors).close()
+        self._lose(f"protocol: more than {self._limits.in_flight} unanswered calls")
+        return True
 
     def _take_error(self, event: ErrorReceived) -> None:
         if event.id == 0:
@@ -287,7 +268,13 @@ class Connection:
         An accepting side says its hello here, when its handlers can run: the peer calls as soon
         as it has read it.
         """
-        await self._handlers.serve(self._greeting.say if self._accepts else None)
+
+        def ready(nursery: trio.Nursery) -> None:
+            if self._accepts:
+                self._greeting.say()
+            self._reader.hand_over(nursery)
+
+        await self._handlers.serve(ready)
 
     # --- life and death -----------------------------------------------------------------------
 
@@ -296,7 +283,7 @@ class Connection:
         if self.lost:
             return
         self.calls.why = why
-        self.calls.lost = True
+        self.calls.lost = self._reader.ended = True
         self._lost.set()
         self.calls.lose()
         self._handlers.lose()
@@ -315,7 +302,7 @@ class Connection:
                     if self.lost:
                         return
                     nursery.start_soon(self._writer.run)
-                    nursery.start_soon(self._read)
+                    nursery.start_soon(self._reader.run)
                     if self._transport.pings and math.isfinite(self._limits.liveness_seconds):
                         nursery.start_soon(self._liveness.watch)
             finally:

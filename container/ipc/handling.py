@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -79,6 +79,10 @@ def with_gifts(payload: bytes, gifts: Sequence[Gift]) -> bytes:
     return bytes((payload[0] + 1,)) + payload[1:] + msgspec.msgpack.encode(gifts)
 
 
+async def _await(handler: Coroutine[Any, Any, None]) -> None:
+    await handler
+
+
 class Handlers:
     """Run the calls of one connection's peer.
 
@@ -126,19 +130,18 @@ class Handlers:
 
     # --- running them -------------------------------------------------------------------------
 
-    async def serve(self, ready: Callable[[], None] | None = None) -> None:
+    async def serve(self, ready: Callable[[trio.Nursery], None]) -> None:
         """Run the peer's calls until the connection ends; cancelling it ends them first.
 
         A terminal frame that the peer does not read delays the end by at most the drain time.
 
         Args:
-            ready: Called once calls can be taken.
+            ready: Called with the handlers' nursery once calls can be taken.
         """
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                if ready is not None:
-                    ready()
+                ready(nursery)
                 try:
                     await self._lost.wait()
                 finally:
@@ -189,7 +192,15 @@ class Handlers:
             logger.warning("%s overstays its caller's grace", handling.route)
 
     def start(self, event: CallReceived) -> None:
-        """Start a call's handler, or refuse the call. Never waits."""
+        """Run a call in a task of its own, or refuse it. Never waits."""
+        handler = self.begin(event)
+        if handler is not None:
+            assert self._nursery is not None
+            assert event.payload is not None
+            self._nursery.start_soon(_await, handler, name=f"call {event.payload.route}")
+
+    def begin(self, event: CallReceived) -> Coroutine[Any, Any, None] | None:
+        """Return what serves a call and sends its terminal; None if the call was refused."""
         payload = event.payload
         route = "" if payload is None else payload.route
         handler = self._find(event, route)
@@ -198,9 +209,8 @@ class Handlers:
             wire = wire_errors.to_wire(handler, route)
             data = self._machine.error(event.id, EndedBy.ITSELF, wire)
             self._writer.send_control(data, answer=True)
-            return
+            return None
         assert payload is not None
-        assert self._nursery is not None
         deadline = math.inf
         if payload.timeout is not None:
             deadline = trio.current_time() + max(0, payload.timeout) / 1e9 + SLACK
@@ -220,9 +230,7 @@ class Handlers:
             incoming = self._ends.owned(False, event.id, event.descriptors, event.channels)
         if event.scope:
             handling.closing = trio.Event()
-        self._nursery.start_soon(
-            self._handle, handling, handler, payload, incoming, name=handler.codec.task
-        )
+        return self._handle(handling, handler, payload, incoming)
 
     def _find(self, event: CallReceived, route: str) -> Handler | ContainerError:
         if event.payload is None:
@@ -246,6 +254,7 @@ class Handlers:
 
     # --- one call -----------------------------------------------------------------------------
 
+    @trio.lowlevel.disable_ki_protection
     async def _handle(
         self,
         handling: context.Handling,

@@ -63,8 +63,8 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def receive(self) -> Received:
-        """Return what is here.
+    def receive(self, room: int = READ_BYTES, /) -> Received:
+        """Return what is here, at most `room` bytes.
 
         Raises:
             BlockingIOError: nothing is.
@@ -127,8 +127,8 @@ class SocketTransport(Transport):
             ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
         return self._socket.sendmsg([data], ancillary)
 
-    def receive(self) -> Received:
-        data, ancillary, flags, _ = self._socket.recvmsg(READ_BYTES, self._ancillary, _CLOEXEC)
+    def receive(self, room: int = READ_BYTES, /) -> Received:
+        data, ancillary, flags, _ = self._socket.recvmsg(room, self._ancillary, _CLOEXEC)
         if ancillary == self._plain and not flags & _CTRUNC:
             # Nearly every message: without descriptors, from who sent the one before.
             return Received(data, [], self._plain_sender)
@@ -208,7 +208,7 @@ class MemoryTransport(Transport):
         lane.changed.unpark_all()
         return taken
 
-    def receive(self) -> Received:
+    def receive(self, room: int = READ_BYTES, /) -> Received:
         lane = self._in
         if self._closed:
             raise OSError("this end is closed")
@@ -217,9 +217,9 @@ class MemoryTransport(Transport):
                 return Received(b"", [], self._sender)
             raise BlockingIOError
         data, descriptors = lane.chunks.popleft()
-        if len(data) > READ_BYTES:
-            lane.chunks.appendleft((data[READ_BYTES:], []))
-            data = data[:READ_BYTES]
+        if len(data) > room:
+            lane.chunks.appendleft((data[room:], []))
+            data = data[:room]
         lane.size -= len(data)
         lane.changed.unpark_all()
         return Received(data, descriptors, self._sender)

@@ -16,7 +16,7 @@ import trio.testing
 from container.ipc import Actor, Contract, Fd, Overloaded, connection_of
 from container.ipc.client import connect_contract
 from container.ipc.server import Server
-from container.ipc.transport import MemoryTransport, Transport, memory_pair
+from container.ipc.transport import READ_BYTES, MemoryTransport, Transport, memory_pair
 
 
 class Files(Contract, name="files"):
@@ -55,8 +55,8 @@ class Crowded(Transport):
             raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
         return self.inner.send(memoryview(data), descriptors)
 
-    def receive(self) -> Any:
-        return self.inner.receive()
+    def receive(self, room: int = READ_BYTES, /) -> Any:
+        return self.inner.receive(room)
 
     async def wait_readable(self) -> None:
         await self.inner.wait_readable()

@@ -1,0 +1,275 @@
+"""Who reads a connection: its own reader, or the task that will run the call that comes.
+
+A handler that never waits (most do not) runs in the very step that received its call, and its reply
+leaves in that step: no task is made, and the loop does not go round in between. So tasks in the
+handlers' nursery take turns to *lead*: the leader reads, and runs what it has read itself. Once a
+handler waits for the first time, the leader hands the reading on, and is a handler's task from then
+on; when that has ended it stands by.
+
+The connection's own reader lives in a shielded scope. It reads until handlers can run, and again
+when they are being ended, so that what still comes is heard.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+import trio
+
+from container.ipc.liveness import Liveness
+from container.ipc.transport import READ_BYTES, Transport, TransportBroken
+from container.ipc.wire.events import CallReceived, CancelReceived, Event
+from container.ipc.wire.machine import Machine, ProtocolError
+
+logger = logging.getLogger("container.ipc")
+
+STANDING_BY = 4
+"""So many tasks of one connection wait for their turn to lead; more end."""
+
+Begin = Callable[[CallReceived], Coroutine[Any, Any, None] | None]
+
+
+class Reader:
+    """Read one connection.
+
+    Args:
+        transport: What is read.
+        machine: Makes events of bytes.
+        liveness: Told that something came.
+        dispatch: Acts on an event; does not wait.
+        hands_over: `hand_over` will be called.
+        begin: Makes the coroutine that serves a call; None if the call was refused.
+        lose: Ends the connection.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        machine: Machine,
+        liveness: Liveness,
+        dispatch: Callable[[Event], None],
+        begin: Begin,
+        lose: Callable[[str], None],
+        *,
+        hands_over: bool,
+    ) -> None:
+        self.transport = transport
+        self._machine = machine
+        self._liveness = liveness
+        self.dispatch = dispatch
+        self.begin = begin
+        self._lose = lose
+        self.ended = False
+        self.full = False
+        """The last read filled its buffer: more may be there."""
+        self.leading: trio.Nursery | None = None
+        """Where leaders live; None if the connection's own reader reads."""
+        self._own: trio.lowlevel.Task | None = None
+        """The connection's own reader, while it waits for its turn."""
+        self._settled = not hands_over
+        self._own_wait: trio.CancelScope | None = None
+        self.standing_by: list[trio.lowlevel.Task] = []
+
+    # --- the connection's own reader ----------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Read until the connection ends, but for the time that others lead."""
+        while not self.ended:
+            if self.leading is not None:
+                await self._wait_for_turn()
+                continue
+            events = self.take()
+            if events is not None:
+                for event in events:
+                    self.dispatch(event)
+                if self.full:
+                    # A flood on one connection must not starve the other tasks.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    continue
+                # Else all was read: asking again would cost a system call to hear so.
+            if self.ended or self.leading is not None:
+                continue
+            if self._settled:
+                await self.transport.wait_readable()
+            else:
+                with trio.CancelScope() as self._own_wait:
+                    await self.transport.wait_readable()
+                self._own_wait = None
+
+    async def _wait_for_turn(self) -> None:
+        self._own = trio.lowlevel.current_task()
+
+        def abort(_: Callable[[], Any]) -> trio.lowlevel.Abort:
+            self._own = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def take(self) -> list[Event] | None:
+        """Return what one read gave; None if nothing is there."""
+        machine = self._machine
+        room = READ_BYTES
+        missing = machine.missing
+        if missing > READ_BYTES:
+            room = min(missing, LARGE_READ)
+        try:
+            data, descriptors, sender = self.transport.receive(room)
+        except BlockingIOError:
+            self.full = False
+            return None
+        except TransportBroken as error:
+            self._lose(f"protocol: {error}")
+            return []
+        except OSError as error:
+            self._lose(f"closed: {error.strerror or error}")
+            return []
+        if not data:
+            self._lose("closed")
+            return []
+        self.full = len(data) == room
+        self._liveness.heard = True
+        try:
+            return machine.receive(data, descriptors, sender)
+        except ProtocolError as error:
+            who = "a peer" if machine.peer is None else machine.peer.process or "a peer"
+            logger.warning("connection with %s ended: %s", who, error)
+            self._lose(f"protocol: {error}")
+            return []
+
+    # --- leaders ------------------------------------------------------------------------------
+
+    def hand_over(self, nursery: trio.Nursery) -> None:
+        """Let tasks in a nursery lead from now on, until it is cancelled."""
+        if self._settled:
+            return
+        self._settled = True
+        self.leading = nursery
+        if self._own_wait is not None:
+            # Only one task may wait for a socket; cancelled, this one does not any more.
+            self._own_wait.cancel()
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Let another task lead."""
+        if self.leading is None:
+            self.give_back()
+        elif self.standing_by:
+            trio.lowlevel.reschedule(self.standing_by.pop())
+        else:
+            self.leading.start_soon(_Leader(self).run, name="connection leader")
+
+    def give_back(self) -> None:
+        """Let the connection's own reader read."""
+        self.leading = None
+        own, self._own = self._own, None
+        if own is not None:
+            trio.lowlevel.reschedule(own)
+
+
+class _Leader:
+    """A task that reads, and runs what it has read."""
+
+    __slots__ = ("_leads", "_reader", "_rest")
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._leads = True
+        self._rest: list[Event] = []
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Lead, serve and stand by in turn."""
+        reader = self._reader
+        task = trio.lowlevel.current_task()
+        try:
+            while not reader.ended:
+                if reader.full:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                else:
+                    await reader.transport.wait_readable()
+                events = reader.take()
+                if events is None:
+                    continue
+                if len(events) > 1 and any(isinstance(it, CancelReceived) for it in events):
+                    # A call that is cancelled in the same read is not started.
+                    for event in events:
+                        reader.dispatch(event)
+                    continue
+                for index, event in enumerate(events):
+                    if not isinstance(event, CallReceived):
+                        reader.dispatch(event)
+                        continue
+                    handler = reader.begin(event)
+                    if handler is None:
+                        continue
+                    assert event.payload is not None
+                    task.name = f"call {event.payload.route}"
+                    self._rest = events[index + 1 :] if index + 1 < len(events) else NOTHING
+                    await _serve(handler, contextvars.copy_context(), self.waits)
+                    if not self._leads:
+                        if not await self._stand_by():
+                            return
+                        break
+        finally:
+            if self._leads:
+                reader.give_back()
+
+    def waits(self) -> None:
+        """The handler waits for the first time: what was and will be read is now others'."""
+        self._leads = False
+        reader = self._reader
+        for event in self._rest:
+            reader.dispatch(event)
+        reader.pass_on()
+
+    async def _stand_by(self) -> bool:
+        """Wait for the next turn to lead; False if there are enough that do."""
+        waiting = self._reader.standing_by
+        if len(waiting) >= STANDING_BY or self._reader.leading is None:
+            return False
+        task = trio.lowlevel.current_task()
+        waiting.append(task)
+
+        def abort(_: Callable[[], Any]) -> trio.lowlevel.Abort:
+            waiting.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        task.name = STANDING_BY_NAME
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        self._leads = True
+        return True
+
+
+STANDING_BY_NAME = "connection stand-by"
+NOTHING: list[Event] = []
+LARGE_READ = 262144
+"""What is read at once of a large frame: more than a socket's buffer holds is not there."""
+
+
+@types.coroutine
+def _serve(
+    handler: Coroutine[Any, Any, None], context: contextvars.Context, waits: Callable[[], None]
+) -> Generator[Any, Any, None]:
+    """Run a handler in this task, in a context of its own; tell when it first waits."""
+    step: Callable[[Any], Any] = handler.send
+    value: Any = None
+    waited = False
+    while True:
+        try:
+            trap = context.run(step, value)
+        except StopIteration:
+            return
+        if not waited:
+            waited = True
+            waits()
+        try:
+            value = yield trap
+        except BaseException as error:
+            step, value = handler.throw, error
+        else:
+            step = handler.send
