@@ -24,7 +24,7 @@ from typing import Any
 import trio
 from attrs import frozen
 
-from container.ipc import wire_errors
+from container.ipc import tracing, wire_errors
 from container.ipc.calling import Calls
 from container.ipc.channel_ends import ChannelEnds
 from container.ipc.codec import Incoming, RouteCodec
@@ -107,7 +107,7 @@ class Connection:
         self._limits = limits
         self._machine = Machine(limits, _partial)
         self._judge = Judge(policy, transport.connected_uid)
-        self._writer = Writer(transport, self._lose)
+        self._writer = Writer(transport, self._lose, self._start_writer)
         self._ends = ChannelEnds(self._machine, self._writer, limits.decode_inline_bytes)
         self._handlers = Handlers(
             self._machine,
@@ -124,6 +124,7 @@ class Connection:
             self._machine.outgoing,
             lambda: self._writer.send_control(self._machine.ping()),
             self._lose,
+            self._start_liveness,
         )
         self._reader = Reader(
             transport,
@@ -178,6 +179,11 @@ class Connection:
     def peer_pids(self) -> tuple[int, ...]:
         """Processes that have sent something on this connection."""
         return self._judge.pids
+
+    @property
+    def routes_running(self) -> tuple[str, ...]:
+        """The route of each call of the peer that runs here."""
+        return self._handlers.routes_running
 
     def statistics(self) -> ConnectionStatistics:
         """Return a frozen look."""
@@ -272,6 +278,8 @@ class Connection:
         def ready(nursery: trio.Nursery) -> None:
             if self._accepts:
                 self._greeting.say()
+            if tracing.watchers:
+                self._handlers.tell_connection("connected", self.peer_process)
             self._reader.hand_over(nursery)
 
         await self._handlers.serve(ready)
@@ -285,6 +293,8 @@ class Connection:
         self.calls.why = why
         self.calls.lost = self._reader.ended = True
         self._lost.set()
+        if tracing.watchers:
+            self._handlers.tell_connection("lost", why)
         self.calls.lose()
         self._handlers.lose()
         self._writer.end()
@@ -294,6 +304,15 @@ class Connection:
         if self._io is not None:
             self._io.cancel_scope.cancel()
 
+    def _start_writer(self) -> None:
+        if self._io is not None:
+            self._io.start_soon(self._writer.run)
+
+    def _start_liveness(self) -> None:
+        if self._io is not None and self._transport.pings:
+            if math.isfinite(self._limits.liveness_seconds):
+                self._io.start_soon(self._liveness.watch)
+
     async def _run_io(self) -> None:
         with trio.CancelScope(shield=True):
             try:
@@ -301,10 +320,9 @@ class Connection:
                     self._io = self.calls.timers = nursery
                     if self.lost:
                         return
-                    nursery.start_soon(self._writer.run)
-                    nursery.start_soon(self._reader.run)
-                    if self._transport.pings and math.isfinite(self._limits.liveness_seconds):
-                        nursery.start_soon(self._liveness.watch)
+                    if self._writer.started:
+                        self._start_writer()
+                    await self._reader.run()
             finally:
                 self._io = self.calls.timers = None
                 self._lose("closed")

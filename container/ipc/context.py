@@ -31,6 +31,8 @@ class Handling:
     detached: set[trio.CancelScope]
     at_end: set[Callable[[], None]]
     """Called once when the connection that the call came on ends; must not block or raise."""
+    began: float = 0.0
+    """Trio time at which it arrived; taken only while somebody watches."""
     cancelled: bool = False
     """The caller has sent a cancel."""
     overstayed: bool = False

@@ -128,6 +128,11 @@ class Handlers:
     def __len__(self) -> int:
         return len(self._running)
 
+    @property
+    def routes_running(self) -> tuple[str, ...]:
+        """The route of each call that runs."""
+        return tuple(handling.route for handling in self._running.values())
+
     # --- running them -------------------------------------------------------------------------
 
     async def serve(self, ready: Callable[[trio.Nursery], None]) -> None:
@@ -173,6 +178,8 @@ class Handlers:
             return
         handling.cancelled = True
         handling.grace = grace
+        if tracing.watchers:
+            self._tell("cancel", handling)
         handling.cancel()
         timers.start_soon(self._watch_overstay, handling)
 
@@ -182,6 +189,8 @@ class Handlers:
         if handling is not None and handling.closing is not None:
             handling.failed = grace if failed else None
             handling.closing.set()
+            if tracing.watchers:
+                self._tell("closing", handling, outcome="failed" if failed else "ok")
 
     @trio.lowlevel.enable_ki_protection
     async def _watch_overstay(self, handling: context.Handling) -> None:
@@ -206,6 +215,8 @@ class Handlers:
         handler = self._find(event, route)
         if isinstance(handler, ContainerError):
             Incoming.of(event.descriptors).close()  # its channels end with the call
+            if tracing.watchers:
+                self._tell_refused(event, route, handler)
             wire = wire_errors.to_wire(handler, route)
             data = self._machine.error(event.id, EndedBy.ITSELF, wire)
             self._writer.send_control(data, answer=True)
@@ -223,6 +234,7 @@ class Handlers:
             scope=trio.CancelScope(deadline=deadline),
             detached=set(),
             at_end=self._at_end,
+            began=trio.current_time() if tracing.watchers else 0.0,
         )
         self._running[event.id] = handling
         incoming = NOTHING_IN
@@ -251,6 +263,45 @@ class Handlers:
             return PermissionDenied(f"this endpoint does not offer {route}")
         served = ", ".join(sorted(self._offered)) or "nothing"
         return UnknownRoute(f"no route {route!r} here; served: {served}")
+
+    # --- telling of it, when somebody watches ---------------------------------------------------
+
+    def _tell(self, kind: tracing.StepKind, handling: context.Handling, **fields: Any) -> None:
+        tracing.step(
+            kind,
+            self._routes,
+            self,
+            peer=handling.peer,
+            call=handling.id,
+            route=handling.route,
+            seconds=trio.current_time() - handling.began if handling.began else 0.0,
+            **fields,
+        )
+
+    def tell_connection(self, kind: tracing.StepKind, outcome: str) -> None:
+        """Tell those who watch that this connection is there, or is lost."""
+        peers = self._judge.peers
+        peer = peers[0] if peers else None
+        tracing.step(kind, self._routes, self, peer=peer, outcome=outcome)
+
+    def _tell_refused(self, event: CallReceived, route: str, error: ContainerError) -> None:
+        tracing.step(
+            "refused",
+            self._routes,
+            self,
+            peer=self._judge.peer(event.sender),
+            call=event.id,
+            route=route,
+            outcome=tracing.outcome_of(error),
+        )
+
+    def _tell_ended(
+        self, handling: context.Handling, reply: bytes | None, failure: BaseException | None
+    ) -> None:
+        outcome = tracing.outcome_of(failure)
+        if reply is None and failure is None:
+            outcome = "cancelled" if handling.cancelled else "deadline"
+        self._tell("ended", handling, size=len(reply or b""), outcome=outcome)
 
     # --- one call -----------------------------------------------------------------------------
 
@@ -285,6 +336,8 @@ class Handlers:
                     arguments = codec.arguments(raw, incoming)
                 if incoming is not NOTHING_IN:
                     incoming.close_unclaimed()
+                if tracing.watchers:
+                    self._tell("call", handling, size=len(raw), arguments=arguments)
                 if handling.closing is not None:
                     await self._hold(handling, codec, handler.method(**arguments), outgoing)
                     reply = NOTHING
@@ -321,6 +374,8 @@ class Handlers:
                 outgoing.sent(result=True)
             if span is not None:
                 tracing.finish(span, failure)
+            if tracing.watchers:
+                self._tell_ended(handling, reply, failure)
 
     def _fail(
         self, handling: context.Handling, failure: BaseException | None, stopped: bool
@@ -380,6 +435,8 @@ class Handlers:
                     sender = handling.sender
                     self._ends.give(False, handling.id, sender, outgoing.channels, gifts)
                 handling.scope.deadline = math.inf
+                if tracing.watchers:
+                    self._tell("opened", handling, size=len(encoded))
                 try:
                     if frame is not None and descriptors:
                         await self._written(frame)

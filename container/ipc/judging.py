@@ -31,6 +31,11 @@ class Judge:
         """Processes that have sent something."""
         return tuple(peer.pid for peer in self._peers.values())
 
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """Who has sent something, the first first."""
+        return tuple(self._peers.values())
+
     def peer(self, sender: Hashable) -> Peer:
         """Return who a sender is."""
         known = self._peers.get(sender)
