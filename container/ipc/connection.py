@@ -309,9 +309,9 @@ class Connection:
             self._io.start_soon(self._writer.run)
 
     def _start_liveness(self) -> None:
-        if self._io is not None and self._transport.pings:
-            if math.isfinite(self._limits.liveness_seconds):
-                self._io.start_soon(self._liveness.watch)
+        pings = self._transport.pings and math.isfinite(self._limits.liveness_seconds)
+        if pings and self._io is not None:
+            self._io.start_soon(self._liveness.watch)
 
     async def _run_io(self) -> None:
         with trio.CancelScope(shield=True):

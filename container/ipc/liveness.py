@@ -22,6 +22,7 @@ class Liveness:
         awaited: What is awaited of the peer; pings are sent while it is not empty.
         ping: Sends one.
         lose: Ends the connection.
+        start: Called when something is awaited for the first time: `watch` is needed from then on.
     """
 
     def __init__(
@@ -30,11 +31,14 @@ class Liveness:
         awaited: Sized,
         ping: Callable[[], None],
         lose: Callable[[str], None],
+        start: Callable[[], None],
     ) -> None:
         self._seconds = seconds
         self._awaited = awaited
         self._ping = ping
         self._lose = lose
+        self._start = start
+        self._started = False
         self._idle = trio.lowlevel.ParkingLot()
         self.heard = False
         """Set by the reader at each read."""
@@ -43,6 +47,9 @@ class Liveness:
         """Something is awaited now."""
         if self._idle:
             self._idle.unpark_all()
+        elif not self._started:
+            self._started = True
+            self._start()
 
     @trio.lowlevel.enable_ki_protection
     async def watch(self) -> None:

@@ -45,11 +45,17 @@ class Writer:
     Args:
         transport: Where they go.
         lose: Called with the reason when the transport takes nothing any more.
+        start: Called when there is something for `run` to do for the first time: most connections
+            never wait to be written to, and have no task for it.
     """
 
-    def __init__(self, transport: Transport, lose: Callable[[str], None]) -> None:
+    def __init__(
+        self, transport: Transport, lose: Callable[[str], None], start: Callable[[], None]
+    ) -> None:
         self._transport = transport
         self._lose = lose
+        self._start = start
+        self._started = False
         self._control: deque[Frame] = deque()
         self._queue: deque[Frame] = deque()
         self._wake = trio.Event()
@@ -61,6 +67,11 @@ class Writer:
 
     def __len__(self) -> int:
         return len(self._control) + len(self._queue)
+
+    @property
+    def started(self) -> bool:
+        """True once there was something for `run` to do."""
+        return self._started
 
     @property
     def control_frames(self) -> int:
@@ -80,7 +91,7 @@ class Writer:
         if self._batched >= BATCH_BYTES:
             self._flush()
         elif len(self._batch) == 1:
-            self._wake.set()
+            self._rouse()
 
     def _flush(self) -> None:
         data = b"".join(self._batch)
@@ -128,8 +139,14 @@ class Writer:
         (self._control if control else self._queue).append(frame)
         if frame.answer:
             self.answers += 1
-        self._wake.set()
+        self._rouse()
         return frame
+
+    def _rouse(self) -> None:
+        self._wake.set()
+        if not self._started:
+            self._started = True
+            self._start()
 
     def withdraw(self, frame: Frame) -> bool:
         """Take back a frame; False if a byte of it was sent already."""

@@ -114,7 +114,9 @@ async def test_a_timer_that_woke_late_says_nothing_of_the_peer(
 ) -> None:
     lost: list[str] = []
     pings: list[float] = []
-    liveness = Liveness(3, [1], lambda: pings.append(trio.current_time()), lost.append)
+    liveness = Liveness(
+        3, [1], lambda: pings.append(trio.current_time()), lost.append, lambda: None
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(liveness.watch)
         for _ in range(20):
