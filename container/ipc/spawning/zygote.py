@@ -34,8 +34,8 @@ from container.ipc.spawning.requests import Fork, Preload, answer, receive
 CONTROL = 3
 """Where its owner puts the socket of requests."""
 Step = Callable[[], object]
-FILLERS = 200
-"""Of each size that Python's allocator keeps apart: about 1.5 MiB together."""
+FILLERS = 600
+"""Of each size that Python's allocator keeps apart: about 5 MiB together, once in a zygote."""
 _BYTES = sys.getsizeof(b"")
 
 
