@@ -79,8 +79,8 @@ class Backoff:
         """Return the seconds to wait after so many ends in a row."""
         try:
             due = min(self.longest, self.first * self.factor ** (row - 1))
-        except OverflowError:
-            due = self.longest
+        except OverflowError:  # of the power alone: no delay at all stays none
+            due = self.longest if self.first else 0.0
         return due * (1 - self.jitter * self.draw()) if self.jitter else due
 
 

@@ -84,6 +84,7 @@ def test_a_delay_doubles_up_to_its_bound_however_long_the_row() -> None:
     assert [backoff.delay(row) for row in (1, 2, 3, 4, 5, 100_000)] == pytest.approx(
         [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     )
+    assert Backoff(first=0.0).delay(100_000) == 0
 
 
 def test_chance_only_shortens_a_delay_and_by_its_share_at_most() -> None:
