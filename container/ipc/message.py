@@ -21,23 +21,28 @@ until an accessor hands them out; `close()` closes the others.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import msgspec
+import trio
 
 from container.ipc import tracing, wire_errors
 from container.ipc.contract import Contract
 from container.ipc.descriptor import Fd
 from container.ipc.endpoint import Endpoint
 from container.ipc.errors import Incompatible, InvalidArgument
+from container.ipc.scope import RemoteScope
 from container.ipc.strict import reason
 from container.ipc.wire.machine import UNDECODABLE
 from container.ipc.wirevalues import (
     Incoming,
+    ItemType,
     Outgoing,
+    WireChannel,
     WireDescriptor,
     WireEndpoint,
     WrongType,
@@ -47,6 +52,7 @@ from container.ipc.wirevalues import (
 )
 
 if TYPE_CHECKING:
+    from container.ipc.codec import RouteCodec
     from container.ipc.connection import Connection
 
 C = TypeVar("C", bound=Contract)
@@ -204,6 +210,14 @@ class Message:
         if isinstance(value, WireEndpoint):
             return Endpoint(contract, self._hand_out(value.descriptor))
         return cast("Endpoint[C]", value)
+
+    def receiver(self, key: str) -> trio.abc.ReceiveChannel[Any]:
+        """Return the reading end of a channel, of a scope's value; see `open_message`."""
+        value = self._get(key, "channel")
+        end = value.end if isinstance(value, WireChannel) else None
+        if not isinstance(end, trio.abc.ReceiveChannel):
+            raise self._wrong(key, "the reading end of a channel", value)
+        return cast("trio.abc.ReceiveChannel[Any]", end)
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -503,6 +517,56 @@ def _decoded(raw: msgspec.Raw, incoming: Incoming) -> Any:
     if memoryview(raw)[0] in _BINARY:
         return _borrow(raw)
     return msgspec.msgpack.decode(raw, ext_hook=incoming.extension)
+
+
+class _MessageCodec:
+    """Stand in for a route's codec: what is sent and what comes are messages."""
+
+    arguments_hold = True
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        return args
+
+    def lower(self, values: tuple[Any, ...]) -> msgspec.Raw | dict[str, Any]:
+        (message,) = cast("tuple[Message]", values)
+        return _lowered(message._values)  # pyright: ignore[reportPrivateUsage]
+
+    def result_of(self, raw: msgspec.Raw | None, incoming: Incoming) -> Message:
+        message = Message.of_reply(self.path, raw, incoming)
+        # All that came belongs to the block: whoever opened the scope asks for it later.
+        incoming.claimed.update(range(len(incoming.descriptors)))
+        for index, end in enumerate(incoming.ends):
+            end.item = _WIRE_VALUES
+            incoming.claimed_ends.add(index)
+        return message
+
+
+def _as_it_is(value: Any, _: Any = None) -> Any:
+    return value
+
+
+_WIRE_VALUES = ItemType(None, _lowered, _as_it_is, holds=True)
+"""Items of a channel that nobody here knows the type of."""
+
+
+@asynccontextmanager
+async def open_message(connection: Connection, message: Message) -> AsyncGenerator[Message]:
+    """Open a scope's route with a message and hold it while the block runs.
+
+    The block gets its value as a message, under `value`. Descriptors and channels that came with it
+    are closed when the block ends. Items of a channel are wire values. All else is as of any scope,
+    see `RemoteScope`.
+    """
+    codec = cast("RouteCodec", _MessageCodec(message.route))
+    scope = RemoteScope(connection.calls, codec, (message,), {})
+    async with scope as value:
+        try:
+            yield value
+        finally:
+            value._incoming.close()
 
 
 async def call_message(connection: Connection, message: Message) -> Message:

@@ -21,6 +21,7 @@ import trio
 from attrs import define, field, frozen
 
 from container.ipc.actor import Actor
+from container.ipc.built_in import built_in
 from container.ipc.client import asked, connect_contract, socket_path
 from container.ipc.codec import codecs_of
 from container.ipc.connection import Connection, open_connection
@@ -87,6 +88,7 @@ class Server:
                         self._denied.add(path)
                     else:
                         self._routes[path] = Handler(codec, getattr(service, name))
+        self._routes |= built_in(self, self._routes, self._live)
 
     def statistics(self) -> ServerStatistics:
         """Return a frozen look."""
