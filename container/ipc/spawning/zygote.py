@@ -94,6 +94,7 @@ class Zygote:
         self._steps = iter(steps)
         self._loading = True
         self._fillers: list[list[object]] = []
+        self._threaded = False
         self._failures: dict[str, str] = {}
         self._asked: list[int] = []
         """Numbers of requests that are answered when all is loaded."""
@@ -153,6 +154,9 @@ class Zygote:
             return
         try:
             step()
+            if not self._threaded and len(os.listdir("/proc/self/task")) > 1:
+                self._threaded = True
+                raise RuntimeError("it starts a thread, which no forked process would have")
         except Exception as error:
             what = str(step.args[0]) if isinstance(step, functools.partial) else str(step)
             self._failures[what] = repr(error)

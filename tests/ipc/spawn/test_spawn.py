@@ -274,6 +274,19 @@ async def test_a_zygote_loads_what_it_is_told_and_says_what_it_can_not() -> None
             pytest.fail("the block must not begin")
 
 
+async def test_a_zygote_refuses_a_module_that_starts_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(100,), daemon=True).start()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InvalidArgument, match=r"preload threaded: .* starts a thread"):
+        async with open_zygote(["threaded"]):
+            pytest.fail("the block must not begin")
+
+
 async def test_a_killed_zygote_is_replaced_and_its_children_live_on() -> None:
     async with open_zygote() as zygote:
         async with spawn(Bench, BenchService, "first", zygote=zygote) as bench:
