@@ -26,6 +26,7 @@ from container.ipc.wirevalues import Incoming, ItemType, SentEnd
 
 if TYPE_CHECKING:
     from container.ipc.channel_ends import Home
+    from container.ipc.wire.events import ItemReceived
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ TURNS = 64
 
 @define(slots=True, eq=False)
 class Arrived:
-    """An item that waits for its reader: encoded, with what came with it."""
+    """An item with descriptors or ends that waits for its reader; a plain one waits as it came."""
 
     value: msgspec.Raw
     size: int
@@ -194,7 +195,7 @@ class ReceivingEnd(_End, trio.abc.ReceiveChannel[T], Generic[T]):
         super().__init__(capacity, byte_capacity)
         self.other: SendingEnd[T] | None = None
         """The writing end, while it is in this process."""
-        self._queue: deque[Arrived | _Local] = deque()
+        self._queue: deque[ItemReceived | Arrived | _Local] = deque()
         self._used = False
         """Somebody receives here; a local writer waits for that, as a remote one does."""
         self._ended = False
@@ -262,7 +263,7 @@ class ReceivingEnd(_End, trio.abc.ReceiveChannel[T], Generic[T]):
         """Would a local item be taken? Not before somebody reads, as over a connection."""
         return self._used and len(self._queue) < self.capacity
 
-    def accept(self, entry: Arrived | _Local) -> None:
+    def accept(self, entry: ItemReceived | Arrived | _Local) -> None:
         """Queue an item that has come."""
         self._queue.append(entry)
         if self._waiting:

@@ -24,7 +24,7 @@ from container.ipc.wire.events import (
     OpenedReceived,
     StopReceived,
 )
-from container.ipc.wire.frames import ChannelEnd, Gift
+from container.ipc.wire.frames import HEADER_BYTES, ChannelEnd, Gift
 from container.ipc.wire_errors import from_wire, to_wire
 from container.ipc.wirevalues import NOTHING_IN, Incoming, ItemType, Outgoing, SentEnd
 from container.ipc.writing import TOO_MANY_DESCRIPTORS, Writer
@@ -53,14 +53,22 @@ class Home:
 
     def send_plain(self, item: ItemType, value: Any) -> None:
         """Send an item for which there is credit, and whose type can hold no descriptor."""
+        ends, channel = self.ends, self.channel
+        wire = ends.machine.channels
+        if type(value) is bytes and len(value) > BATCHED:
+            # Encoded in its frame: a large value is copied once.
+            frame = wire.room_for_header(channel)
+            item.encode_into(value, frame)
+            ends.check_size(len(frame) - HEADER_BYTES, 0)
+            ends.writer.transmit(wire.large_item(self.made_here, self.call, channel, frame), ())
+            return
         encoded = item.encode(value, None)
-        ends = self.ends
         if len(encoded) > BATCHED:
-            ends.check_size(encoded, 0)
-            data = ends.machine.channels.item(self.made_here, self.call, self.channel, encoded)
+            ends.check_size(len(encoded), 0)
+            data = wire.item(self.made_here, self.call, channel, encoded)
             ends.writer.transmit(data, ())
         else:
-            data = ends.machine.channels.item(self.made_here, self.call, self.channel, encoded)
+            data = wire.item(self.made_here, self.call, channel, encoded)
             ends.writer.batch(data)
 
     async def send(self, end: SendingEnd[Any], value: Any) -> None:
@@ -72,7 +80,7 @@ class Home:
         outgoing = Outgoing()
         encoded = item.encode(value, outgoing)
         try:
-            ends.check_size(encoded, len(outgoing.descriptors))
+            ends.check_size(len(encoded), len(outgoing.descriptors))
             gifts = ends.gifts(self.made_here, self.call, outgoing.channels)
             descriptors = outgoing.filenos()
             data = wire.item(self.made_here, self.call, channel, encoded, len(descriptors), gifts)
@@ -139,14 +147,14 @@ class Home:
         )
         self.ends.writer.send_control(data)
 
-    async def decode(self, item: ItemType, arrived: Arrived) -> Any:
+    async def decode(self, item: ItemType, arrived: Arrived | ItemReceived) -> Any:
         """Return the value of an item; its descriptors are its receiver's."""
-        incoming = arrived.incoming
+        incoming = arrived.incoming if isinstance(arrived, Arrived) else NOTHING_IN
         try:
-            if arrived.size <= self.ends.inline_bytes:
+            if arrived.size <= self.ends.inline_bytes or item.is_flat:
                 value = item.decode(arrived.value, incoming)
             else:
-                value = await self._decode_aside(item, arrived)
+                value = await self._decode_aside(item, arrived.value, incoming)
         except Exception as error:
             incoming.close()
             raise Incompatible(f"an item of a channel can't be read: {error}") from error
@@ -154,10 +162,10 @@ class Home:
             incoming.close_unclaimed()
         return value
 
-    async def _decode_aside(self, item: ItemType, arrived: Arrived) -> Any:
+    async def _decode_aside(self, item: ItemType, value: Any, incoming: Incoming) -> Any:
         # A large one is decoded in a thread; it must not be lost to a cancellation.
         with trio.CancelScope(shield=True):
-            return await trio.to_thread.run_sync(item.decode, arrived.value, arrived.incoming)
+            return await trio.to_thread.run_sync(item.decode, value, incoming)
 
 
 class ChannelEnds:
@@ -232,7 +240,7 @@ class ChannelEnds:
             ours.other, end.other = None, None
             end.give()
             ours.item = end.item
-            table[channel.number] = ours
+            table[channel.number] = channel.end = ours
             ours.home = Home(self, made_here, call, channel)
             if not ours.was_closed:
                 continue
@@ -255,7 +263,7 @@ class ChannelEnds:
                     max(1, min(channel.window_bytes, MOST_BYTES)),
                 )
             end.home = Home(self, made_here, call, channel)
-            table[channel.number] = end
+            table[channel.number] = channel.end = end
             made.append(end)
         return made
 
@@ -275,12 +283,12 @@ class ChannelEnds:
             incoming.ends = self.take(made_here, call, channels)
         return incoming
 
-    def check_size(self, encoded: bytes, descriptors: int) -> None:
+    def check_size(self, size: int, descriptors: int) -> None:
         """Refuse an item that the peer would not accept."""
         machine = self.machine
-        if len(encoded) + 64 > machine.peer_frame_bytes:
+        if size + 64 > machine.peer_frame_bytes:
             raise InvalidArgument(
-                f"an item has {len(encoded)} bytes, {machine.peer_frame_bytes} are allowed",
+                f"an item has {size} bytes, {machine.peer_frame_bytes} are allowed",
                 hint="pass a descriptor (a pipe, a file, a memfd) instead of the bytes",
             )
         if descriptors > machine.peer_frame_descriptors:
@@ -298,11 +306,13 @@ class ChannelEnds:
 
     def item(self, event: ItemReceived) -> None:
         """Queue an item at its reader."""
-        end = self.find(event.made_here, event.id, event.channel)
-        if isinstance(end, ReceivingEnd) and not end.was_closed:
+        end = event.channel.end
+        if end is None or end.was_closed:
+            self.incoming(event).close()
+        elif event.descriptors or event.channels:
             end.accept(Arrived(event.value, event.size, self.incoming(event)))
         else:
-            self.incoming(event).close()
+            end.accept(event)
 
     def dropped(self, event: ItemDropped) -> None:
         """Close what came with an item that crossed the end of its channel."""
@@ -317,6 +327,7 @@ class ChannelEnds:
     def ended(self, event: EndReceived) -> None:
         """The writer of a channel has ended it."""
         end = self._of(event.made_here).get(event.id, {}).pop(event.channel.number, None)
+        event.channel.end = None
         if isinstance(end, ReceivingEnd):
             end.end(None if event.error is None else from_wire(event.error))
 
@@ -333,6 +344,7 @@ class ChannelEnds:
 
     def remove(self, home: Home) -> None:
         """A channel has ended from this side."""
+        home.channel.end = None
         self._of(home.made_here).get(home.call, {}).pop(home.channel.number, None)
 
     def finish(self, made_here: bool, call: int, cause: BaseException | None = None) -> bool:
@@ -341,6 +353,8 @@ class ChannelEnds:
         if table is None:
             return False
         for end in table.values():
+            if end.home is not None:
+                end.home.channel.end = None  # an end that nobody holds is to go at once
             if isinstance(end, SendingEnd):
                 end.break_off("the call that the channel belongs to has ended", cause)
             else:

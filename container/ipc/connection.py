@@ -212,17 +212,17 @@ class Connection:
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, ReplyReceived):
             self.calls.replied(event)
-        elif isinstance(event, CallReceived):
-            if not self._overfed(event):
-                self._handlers.start(event)
-        elif isinstance(event, CallDropped):
-            Incoming.of(event.descriptors).close()
         elif isinstance(event, ItemReceived):
             if event.made_here and not self._judge.admits(event.sender, None):
                 self._ends.incoming(event).close()
                 self._lose("protocol: an item of a process that is not admitted")
             else:
                 self._ends.item(event)
+        elif isinstance(event, CallReceived):
+            if not self._overfed(event):
+                self._handlers.start(event)
+        elif isinstance(event, CallDropped):
+            Incoming.of(event.descriptors).close()
         elif isinstance(event, CreditReceived):
             self._ends.credit(event)
         elif isinstance(event, EndReceived):

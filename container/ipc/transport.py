@@ -54,7 +54,7 @@ class Transport(ABC):
     """False where both ends share one loop: a ping could tell nothing."""
 
     @abstractmethod
-    def send(self, data: bytes | memoryview, descriptors: Sequence[int]) -> int:
+    def send(self, data: bytes | bytearray | memoryview, descriptors: Sequence[int]) -> int:
         """Send what the kernel takes now, descriptors with the first byte; return how many bytes.
 
         Raises:
@@ -118,7 +118,7 @@ class SocketTransport(Transport):
             except OSError:
                 pass  # an older kernel: the machine refuses descriptors before hello by count
 
-    def send(self, data: bytes | memoryview, descriptors: Sequence[int]) -> int:
+    def send(self, data: bytes | bytearray | memoryview, descriptors: Sequence[int]) -> int:
         if not descriptors and not self._explicit:
             return self._socket.send(data)
         ancillary: list[tuple[int, int, bytes | array.array[int]]] = list(self._explicit)
@@ -196,7 +196,7 @@ class MemoryTransport(Transport):
         self._sender = Sender(os.getpid(), os.geteuid(), os.getegid())
         self._closed = False
 
-    def send(self, data: bytes | memoryview, descriptors: Sequence[int]) -> int:
+    def send(self, data: bytes | bytearray | memoryview, descriptors: Sequence[int]) -> int:
         lane = self._out
         if self._closed or lane.reader_closed:
             raise BrokenPipeError("the other end is closed")

@@ -227,7 +227,8 @@ def _nothing_beside(value: object) -> object:
     raise TypeError(f"a {type(value).__name__} can't travel in a message")
 
 
-encode_plain = msgspec.msgpack.Encoder(enc_hook=_nothing_beside).encode
+_encoder = msgspec.msgpack.Encoder(enc_hook=_nothing_beside)
+encode_plain = _encoder.encode
 """Made once: making one costs as much as a small message."""
 
 
@@ -241,6 +242,11 @@ class ItemType:
     holds: bool
     """Can an item hold descriptors, endpoints or channels, by its type?"""
 
+    @property
+    def is_flat(self) -> bool:
+        """Is decoding an item no more than copying it?"""
+        return self.annotation in (bytes, str)
+
     def encode(self, value: Any, outgoing: Outgoing | None) -> bytes:
         """Encode an item.
 
@@ -252,6 +258,17 @@ class ItemType:
             if outgoing is None:
                 return encode_plain(body)
             return msgspec.msgpack.encode(body, enc_hook=outgoing.hook)
+        except Exception as error:
+            raise InvalidArgument(f"an item of the channel can't travel: {error}") from error
+
+    def encode_into(self, value: Any, buffer: bytearray) -> None:
+        """Encode an item that holds nothing behind what is in a buffer already.
+
+        Raises:
+            InvalidArgument: it is not of its type.
+        """
+        try:
+            _encoder.encode_into(self.unstructure(value), buffer, len(buffer))
         except Exception as error:
             raise InvalidArgument(f"an item of the channel can't travel: {error}") from error
 

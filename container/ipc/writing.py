@@ -101,7 +101,7 @@ class Writer:
 
     def transmit(
         self,
-        data: bytes,
+        data: bytes | bytearray,
         descriptors: Sequence[int],
         *,
         answer: bool = False,

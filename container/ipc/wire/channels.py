@@ -38,6 +38,7 @@ from container.ipc.wire.events import (
 from container.ipc.wire.frames import (
     FROM_CALLEE,
     HEADER,
+    HEADER_BYTES,
     UNDECODABLE,
     ChannelEnd,
     ChannelEndPayload,
@@ -49,6 +50,8 @@ from container.ipc.wire.frames import (
     pack,
 )
 
+_NONE: list[Any] = []
+"""What nearly every item comes with; never filled."""
 MOST_CREDIT = 2**62
 """More is nobody's window."""
 
@@ -77,6 +80,8 @@ class Channel:
     """What every item's payload begins with: an array of two, and the number."""
     stopped: bool = False
     """The reader wants no more."""
+    end: Any = None
+    """Who uses it on this side; not looked at here."""
 
 
 @define(slots=True, eq=False)
@@ -206,6 +211,20 @@ class Channels:
         header = _pack(length, _ITEM, flags, descriptors, number)
         return b"".join((header, channel.prefix, value))
 
+    def room_for_header(self, channel: Channel) -> bytearray:
+        """Return what `large_item` wants before the item's value."""
+        return bytearray(HEADER_BYTES) + channel.prefix
+
+    def large_item(
+        self, made_here: bool, number: int, channel: Channel, frame: bytearray
+    ) -> bytearray:
+        """Spend credit; complete an item's frame, whose value was encoded in place."""
+        length = len(frame) - HEADER_BYTES
+        channel.items -= 1
+        channel.bytes -= length - len(channel.prefix)
+        HEADER.pack_into(frame, 0, length, _ITEM, 0 if made_here else FROM_CALLEE, 0, number)
+        return frame
+
     def restore(self, channel: Channel, size: int) -> None:
         """Take credit back for an item of which no byte was sent."""
         channel.items += 1
@@ -239,6 +258,28 @@ class Channels:
         return pack(Kind.STOP, number, payload, flags=0 if made_here else FROM_CALLEE)
 
     # --- what is received -------------------------------------------------------------------
+
+    def plain_item(
+        self, made_here: bool, number: int, payload: bytes | memoryview, sender: Hashable
+    ) -> ItemReceived | None:
+        """Take an item without descriptors that is all right; None if it needs a closer look."""
+        call = (self.made if made_here else self.heard).get(number)
+        if call is None or not (made_here or call.sender == sender):
+            return None
+        try:
+            item = _decode_item(payload)
+        except UNDECODABLE:
+            return None
+        channel = call.live.get(item.channel)
+        if channel is None or channel.writes or channel.stopped or item.gifts:
+            return None
+        if channel.items <= 0 or channel.bytes <= 0:
+            return None
+        value = item.value
+        size = len(value)
+        channel.items -= 1
+        channel.bytes -= size
+        return ItemReceived(number, made_here, channel, value, size, _NONE, sender, _NONE)
 
     def item_received(
         self, call: CallChannels | None, number: int, payload: bytes | memoryview, sender: Hashable

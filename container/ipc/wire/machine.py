@@ -54,7 +54,7 @@ from collections.abc import Hashable, Sequence
 import msgspec
 from attrs import define, field
 
-from container.ipc.wire.channels import Channel, Channels
+from container.ipc.wire.channels import Channel
 from container.ipc.wire.events import CallDropped as CallDropped
 from container.ipc.wire.events import CallReceived as CallReceived
 from container.ipc.wire.events import CancelReceived as CancelReceived
@@ -139,7 +139,6 @@ class Machine(Framing):
     incoming: dict[int, IncomingCall] = field(factory=dict[int, IncomingCall])
     scopes: dict[int, OutgoingScope] = field(factory=dict[int, OutgoingScope])
     """Of the calls in `outgoing`, those that open scopes."""
-    channels: Channels = field(init=False)
     last_incoming: int = 0
     _next_id: int = 1
     _farewell: int | None = None
@@ -147,7 +146,7 @@ class Machine(Framing):
     _pings: int = 0
 
     def __attrs_post_init__(self) -> None:
-        self.channels = Channels(self.limits.channels)
+        super().__attrs_post_init__()
         self._heed({})
 
     # --- what is sent -------------------------------------------------------------------------
