@@ -43,6 +43,7 @@ ENTRIES = (
     Entry("pull", "container.cli.image.pull:command", "Fetch an image (`image pull`)."),
     Entry("load", "container.cli.image.load:command", "Load an image archive (`image load`)."),
     Entry("system", "container.cli.system.group:command", "Start, stop and look at the system."),
+    Entry("ipc", "container.cli.ipc.group:command", "Look at services and call them."),
     Entry("completion", f"{VERBS}.completion:command", "Print a shell's completion script."),
     Entry("help", f"{VERBS}.help:command", "Show help of a command."),
 )

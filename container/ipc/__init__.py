@@ -49,6 +49,7 @@ from container.ipc.idle import IdleStatistics as IdleStatistics
 from container.ipc.idle import IdleTimer as IdleTimer
 from container.ipc.message import Message as Message
 from container.ipc.message import call_message as call_message
+from container.ipc.message import open_message as open_message
 from container.ipc.peer import Peer as Peer
 from container.ipc.peer import Policy as Policy
 from container.ipc.peer import groups as groups

@@ -39,8 +39,8 @@ class TypeDescription:
     """Of a class or an enum: its entry in the table; of an endpoint: the contract's wire name."""
     arguments: tuple[TypeDescription, ...] = ()
     """Of items, of keys and values, of the choices of a union."""
-    values: tuple[str, ...] = ()
-    """Of a literal: what it may be, as JSON would write it but for the quotes of a str."""
+    values: tuple[str | int, ...] = ()
+    """Of a literal: what it may be."""
 
 
 @frozen
@@ -62,7 +62,7 @@ class ClassDescription:
     kind: Literal["class", "enum"]
     documentation: str = ""
     fields: tuple[FieldDescription, ...] = ()
-    values: tuple[str, ...] = ()
+    values: tuple[str | int, ...] = ()
     """Of an enumeration."""
 
 
@@ -168,7 +168,7 @@ class _Classes:
             return self._class(annotation)
         if origin is Literal:
             shown = ", ".join(map(repr, arguments))
-            values = tuple(map(str, arguments))
+            values = tuple(map(_choice, arguments))
             return TypeDescription(f"Literal[{shown}]", "literal", values=values)
         if origin is Endpoint:
             name = cast("type[Contract]", arguments[0]).contract_name
@@ -201,7 +201,7 @@ class _Classes:
             if kind == "class":
                 fields = self._fields(cls)
             else:
-                values = tuple(str(member.value) for member in cast("type[enum.Enum]", cls))
+                values = tuple(_choice(member.value) for member in cast("type[enum.Enum]", cls))
             self._found[name] = ClassDescription(name, kind, _documentation(cls), fields, values)
         return TypeDescription(name, kind, name)
 
@@ -231,6 +231,10 @@ def _default_text(default: Any) -> str | None:
     if factory is not None:
         return f"{getattr(factory, '__name__', 'factory')}()"
     return str(default.value) if isinstance(default, enum.Enum) else repr(default)
+
+
+def _choice(value: Any) -> str | int:
+    return value if type(value) in (str, int) else str(value)
 
 
 def _documentation(cls: type) -> str:

@@ -184,6 +184,10 @@ class Message:
         value = self._string_keys(key, self._typed(key, dict, "dict"))
         return cast("dict[str, Any]", self._plain(value))
 
+    def value(self, key: str) -> Any:
+        """Return a copy of whatever is there, plain all the way down, as `list` does."""
+        return self._plain(self._get(key, "a value"))
+
     def fd(self, key: str) -> Fd:
         """Hand out a descriptor; it belongs to the caller from now on."""
         value = self._get(key, "descriptor")

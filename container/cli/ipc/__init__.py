@@ -1,0 +1,1 @@
+"""`container ipc`: look at a running service, and call it without its classes."""
