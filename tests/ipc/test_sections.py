@@ -119,6 +119,24 @@ async def test_a_deadline_of_ones_own_cancels_and_is_no_error(autojump_clock: Cl
         await shelf.hold("a", 1)
 
 
+async def test_between_two_holders_nobody_is_named(autojump_clock: Clock) -> None:
+    sections = Sections()
+
+    async def hold() -> None:
+        async with sections.hold("a"):
+            await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        async with sections.hold("a"):
+            nursery.start_soon(hold)
+            await trio.sleep(1)
+        (section,) = sections.statistics()  # handed over, and not taken up yet
+        assert (section.holder, section.held_seconds, section.waiting) == ("", 0, 1)
+        with pytest.raises(Overloaded, match="held by whoever came next for"):
+            async with sections.hold("a", waiters=1):
+                pass
+
+
 async def test_a_wait_may_have_a_bound_of_its_own(autojump_clock: Clock) -> None:
     async with ShelfService() as shelf, trio.open_nursery() as nursery:
         nursery.start_soon(shelf.hold, "a", 5)
