@@ -279,7 +279,7 @@ class ServiceTransport(SocketTransport):
         self._broken: OSError | None = None
         self._told = False
 
-    def send(self, data: bytes | memoryview, descriptors: Sequence[int]) -> int:
+    def send(self, data: bytes | bytearray | memoryview, descriptors: Sequence[int]) -> int:
         self._check()
         try:
             return super().send(data, descriptors)

@@ -131,6 +131,10 @@ def process_of(proxy: Contract) -> ChildProcess:
     return process
 
 
+def _all_of(error: BaseException, *kinds: type[BaseException]) -> bool:
+    return all(isinstance(leaf, kinds) for leaf in leaves(error))
+
+
 async def _ask_to_stop(connection: Connection) -> None:
     with trio.CancelScope(shield=True):
         try:
@@ -272,12 +276,12 @@ class _Run:
                 raise failure
         elif failure is None:
             raise raised
-        elif all(isinstance(leaf, trio.Cancelled) for leaf in leaves(raised)):
+        elif _all_of(raised, trio.Cancelled):
             if self.failure is None:
                 _log.warning("%s", failure)
                 raise raised
             raise failure
-        elif isinstance(raised, (PeerGone, Unavailable)):
+        elif _all_of(raised, PeerGone, Unavailable, trio.Cancelled):
             raise failure from raised  # what the block saw of the child's end
         else:
             raise BaseExceptionGroup("the block and its child have failed", [raised, failure])

@@ -9,13 +9,14 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import trio
 from attrs import frozen
+from trio.abc import ReceiveChannel
 
-from container.ipc import Actor, Contract, Fd, NotFound
+from container.ipc import Actor, Contract, Fd, NotFound, stream
 
 
 @frozen
@@ -248,3 +249,45 @@ def untyped(word):  # type: ignore[no-untyped-def]
 def odd(thing: object) -> BenchService:
     """Can't be called from another process: nothing checks such an argument."""
     return BenchService(repr(thing))
+
+
+class Ticker(Contract, name="ticker"):
+    """Scopes and channels."""
+
+    @abstractmethod
+    def lease(self, key: str) -> AbstractAsyncContextManager[str]: ...
+
+    @abstractmethod
+    def ticks(self, count: int) -> AbstractAsyncContextManager[ReceiveChannel[int]]: ...
+
+    @abstractmethod
+    async def held(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    async def process(self) -> int: ...
+
+
+class TickerService(Actor, Ticker):
+    """Leases keys, and counts."""
+
+    def __init__(self) -> None:
+        self._held: list[str] = []
+
+    @asynccontextmanager
+    async def lease(self, key: str) -> AsyncGenerator[str]:
+        self._held.append(key)
+        try:
+            yield f"{key} of {os.getpid()}"
+        finally:
+            self._held.remove(key)
+
+    @stream
+    async def ticks(self, count: int) -> AsyncGenerator[int]:
+        for number in range(count):
+            yield number
+
+    async def held(self) -> tuple[str, ...]:
+        return tuple(self._held)
+
+    async def process(self) -> int:
+        return os.getpid()

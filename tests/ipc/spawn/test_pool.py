@@ -21,7 +21,7 @@ from container.ipc import (
 )
 from tests.ipc.spawn import services
 from tests.ipc.spawn.conftest import QUICK, alive, until
-from tests.ipc.spawn.services import Bench, BenchService
+from tests.ipc.spawn.services import Bench, BenchService, Ticker, TickerService
 
 
 async def test_calls_at_once_have_a_worker_each_up_to_the_bound(zygote: Zygote) -> None:
@@ -113,6 +113,16 @@ async def test_a_held_worker_is_one_process(zygote: Zygote) -> None:
                 await bench.word()  # it is held
             assert scope.cancelled_caught
         await bench.word()
+
+
+async def test_a_held_scope_has_its_worker_to_itself(zygote: Zygote) -> None:
+    async with spawn_pool(Ticker, TickerService, workers=2, zygote=zygote) as ticker:
+        async with ticker.lease("a") as lease:
+            assert lease != f"a of {await ticker.process()}"
+            assert await ticker.held() == ()  # it is another's
+            async with ticker.ticks(3) as ticks:
+                assert [tick async for tick in ticks] == [0, 1, 2]
+        assert pool_of(ticker).statistics().idle == 2
 
 
 async def test_a_limiter_may_be_shared(zygote: Zygote) -> None:

@@ -26,7 +26,7 @@ from container.ipc import (
 from tests.ipc.open_files import pipe_with
 from tests.ipc.spawn import services
 from tests.ipc.spawn.conftest import alive
-from tests.ipc.spawn.services import Bench, BenchService
+from tests.ipc.spawn.services import Bench, BenchService, Ticker, TickerService
 
 
 async def test_a_service_is_made_in_a_child_and_called(start: Zygote | None) -> None:
@@ -124,6 +124,24 @@ async def test_calls_of_other_tasks_end_before_the_child_does(zygote: Zygote) ->
             nursery.start_soon(call, bench)
             await trio.testing.wait_all_tasks_blocked()
     assert words == ["done"]
+
+
+async def test_scopes_and_streams_reach_into_the_child(zygote: Zygote) -> None:
+    async with spawn(Ticker, TickerService, zygote=zygote) as ticker:
+        async with ticker.lease("a") as lease:
+            assert lease == f"a of {process_of(ticker).pid}"
+            assert await ticker.held() == ("a",)
+        assert await ticker.held() == ()
+        async with ticker.ticks(3) as ticks:
+            assert [tick async for tick in ticks] == [0, 1, 2]
+
+
+async def test_a_held_scope_ends_when_the_child_dies(zygote: Zygote) -> None:
+    with pytest.raises(ProcessExited, match="SIGKILL"):
+        async with spawn(Ticker, TickerService, zygote=zygote) as ticker:
+            async with ticker.lease("a"):
+                process_of(ticker).send_signal(signal.SIGKILL)
+                await trio.sleep_forever()
 
 
 # --- what goes wrong ---

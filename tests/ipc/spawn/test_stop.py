@@ -257,7 +257,8 @@ async def test_a_spawn_cancelled_at_any_step_leaves_nothing(zygote: Zygote) -> N
     step = 1
     while await _cancelled_at(step, operation):
         assert _state() == before, step
-        assert not named("swept"), step
+        # One that was never born is the zygote's to wait for, and may be ending still.
+        await until(lambda: not named("swept"))
         step += 1
     assert step > 10
     # Keepers of those that were never born are the zygote's children, and gone as well.
