@@ -11,12 +11,17 @@ Whatever counts as work is done inside `with idle.busy():`.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, ParamSpec
 
 import trio
 from attrs import frozen
+
+P = ParamSpec("P")
 
 
 @frozen
@@ -54,6 +59,26 @@ class IdleTimer:
             self._in_flight -= 1
             self._since = trio.current_time()
             self._notify()
+
+    def counted(self, method: Callable[P, Any]) -> Callable[P, Any]:
+        """Return a method of a service whose calls, or scopes, are in flight while they last."""
+        if inspect.iscoroutinefunction(method):
+
+            @functools.wraps(method)
+            async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+                with self.busy():
+                    return await method(*args, **kwargs)
+
+            return call
+
+        @functools.wraps(method)
+        @asynccontextmanager
+        async def hold(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any]:
+            with self.busy():
+                async with method(*args, **kwargs) as value:
+                    yield value
+
+        return hold
 
     async def wait(self) -> None:
         """Wait until nothing has been in flight for the whole time.

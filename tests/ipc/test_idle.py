@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,29 @@ async def test_a_failed_block_is_not_in_flight_any_more() -> None:
     await idle.wait()
     with pytest.raises(ValueError, match="negative"):
         IdleTimer(-1)
+
+
+async def test_a_counted_method_is_in_flight_as_long_as_its_call_or_its_scope(
+    autojump_clock: Clock,
+) -> None:
+    idle = IdleTimer(10)
+
+    async def call(seconds: float) -> str:
+        await trio.sleep(seconds)
+        return "done"
+
+    @asynccontextmanager
+    async def lease(key: str) -> AsyncGenerator[str]:
+        yield f"lease of {key}"
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(idle.wait)
+        assert await idle.counted(call)(seconds=30) == "done"
+        async with idle.counted(lease)("a") as held:
+            assert (held, idle.statistics().in_flight) == ("lease of a", 1)
+            await trio.sleep(30)
+        assert idle.statistics().in_flight == 0
+    assert trio.current_time() == pytest.approx(70)
 
 
 class Sleeper(Contract, name="sleeper"):
