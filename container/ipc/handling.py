@@ -7,6 +7,7 @@ handlers live in a nursery that the server's scope reaches, the reader and the w
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -42,6 +43,7 @@ logger = logging.getLogger("container.ipc")
 
 NOTHING = msgspec.msgpack.encode((None,))
 """The reply of a scope that has ended."""
+_connections = itertools.count(1)
 SLACK = 0.001
 """Added to a callee's deadline, so that the caller's own fires first."""
 
@@ -124,6 +126,7 @@ class Handlers:
         self.overstayed = 0
         """Handlers that overstayed their caller's grace."""
         self._at_end: set[Callable[[], None]] = set()
+        self._connection = next(_connections)
 
     def __len__(self) -> int:
         return len(self._running)
@@ -270,7 +273,7 @@ class Handlers:
         tracing.step(
             kind,
             self._routes,
-            self,
+            self._connection,
             peer=handling.peer,
             call=handling.id,
             route=handling.route,
@@ -282,13 +285,13 @@ class Handlers:
         """Tell those who watch that this connection is there, or is lost."""
         peers = self._judge.peers
         peer = peers[0] if peers else None
-        tracing.step(kind, self._routes, self, peer=peer, outcome=outcome)
+        tracing.step(kind, self._routes, self._connection, peer=peer, outcome=outcome)
 
     def _tell_refused(self, event: CallReceived, route: str, error: ContainerError) -> None:
         tracing.step(
             "refused",
             self._routes,
-            self,
+            self._connection,
             peer=self._judge.peer(event.sender),
             call=event.id,
             route=route,

@@ -33,6 +33,7 @@ from container.ipc.scope import stream
 from container.ipc.tasks import TaskSeen, task_tree
 from container.ipc.wire_errors import process_name
 
+ROOT = 0
 WATCHERS = 8
 """Who may watch one server at once: each is told of every step."""
 
@@ -167,16 +168,16 @@ class Description(Introspection):
             routes=tuple(RouteStatistics(path, count) for path, count in sorted(running.items())),
         )
 
-    @stream
-    async def watch(self, values: bool = False) -> AsyncGenerator[Seen]:
+    @asynccontextmanager
+    async def watch(self, values: bool = False) -> AsyncGenerator[trio.abc.ReceiveChannel[Seen]]:
         self._check_same_user("its traffic")
         if self._watchers >= WATCHERS:
             raise Overloaded(f"{WATCHERS} watch this service already")
         self._watchers += 1
         try:
             with watching(self._routes, values=values) as steps:
-                async for seen in steps:
-                    yield seen
+                async with _passed_on(steps) as channel:
+                    yield channel
         finally:
             self._watchers -= 1
 
@@ -192,8 +193,14 @@ class Description(Introspection):
     def _check_same_user(self, what: str) -> None:
         peer = current_call().peer
         uids = {peer.uid, peer.uid if peer.connected_uid is None else peer.connected_uid}
-        if not uids <= {0, os.geteuid()}:
+        if not uids <= {ROOT, os.geteuid()}:
             raise PermissionDenied(f"{process_name()} shows {what} to its own user and root alone")
+
+
+@stream
+async def _passed_on(steps: trio.MemoryReceiveChannel[Seen]) -> AsyncGenerator[Seen]:
+    async for seen in steps:
+        yield seen
 
 
 def introspection_routes(

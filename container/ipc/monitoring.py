@@ -41,7 +41,7 @@ class Seen:
     seconds: float
     """Since the call began; 0 if it began before somebody watched."""
     outcome: str
-    """`ok`, an error's code, or why the connection was lost."""
+    """`ok`, an error's code, the type of a bug; who connected; why the connection was lost."""
     arguments: tuple[str, ...] = ()
     """`name: type` of each, of a call that begins; `name: type = value` for who may see it."""
     missed: int = 0

@@ -90,20 +90,27 @@ def enter(traceparent: str | None) -> None:
 
 def begin(side: str, route: str, traceparent: str | None, peer_pid: int | None = None) -> Span:
     """Begin a span as a child of `traceparent`, or a trace of its own."""
-    parts = traceparent.split("-") if traceparent else []
-    known = len(parts) == 4 and _is_hex(parts[1], 32) and _is_hex(parts[2], 16)
+    known = parse(traceparent)
     return Span(
-        trace=parts[1] if known else f"{_generator.getrandbits(128):032x}",
+        trace=known[0] if known else f"{_generator.getrandbits(128):032x}",
         span=f"{_generator.getrandbits(64):016x}",
-        parent=parts[2] if known else None,
+        parent=known[1] if known else None,
         side=side,
         route=route,
         process=process_name(),
         pid=os.getpid(),
         started=time.time(),
         peer_pid=peer_pid,
-        flags=parts[3] if known and _is_hex(parts[3], 2) else "01",
+        flags=known[2] if known else "01",
     )
+
+
+def parse(traceparent: str | None) -> tuple[str, str, str] | None:
+    """Return trace, span and flags of a traceparent; None if it is none."""
+    parts = traceparent.split("-") if traceparent else []
+    if len(parts) != 4 or not all(map(_is_hex, parts, (2, 32, 16, 2))):
+        return None
+    return parts[1], parts[2], parts[3]
 
 
 def _is_hex(text: str, digits: int) -> bool:
@@ -143,7 +150,7 @@ class Step:
     served: object
     """What is served there: the same object for all connections of one server."""
     connection: int
-    """Its number in this process, while it lives."""
+    """Its number in this process."""
     peer: Peer | None = None
     call: int = 0
     route: str = ""
@@ -152,7 +159,7 @@ class Step:
     seconds: float = 0.0
     """Since the call began."""
     outcome: str = "ok"
-    """`ok`, an error's code, or why the connection was lost."""
+    """`ok`, an error's code, the type of a bug, or why the connection was lost."""
     arguments: Mapping[str, object] | None = None
     """Of a call that begins, themselves: a watcher that keeps them keeps what they hold."""
 
@@ -163,8 +170,8 @@ watchers: list[Watcher] = []
 """Who receives steps; a step is made only if somebody does. A watcher must not block or raise."""
 
 
-def step(kind: StepKind, served: object, connection: object, **fields: Any) -> None:
+def step(kind: StepKind, served: object, connection: int, **fields: Any) -> None:
     """Tell the watchers of a step; asked only `if watchers`."""
-    made = Step(kind, served, id(connection), **fields)
+    made = Step(kind, served, connection, **fields)
     for watcher in tuple(watchers):
         watcher(made)

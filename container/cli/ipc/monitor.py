@@ -41,7 +41,7 @@ async def _monitor(socket: str, as_json: bool, values: bool, everything: bool) -
 
     async with reached(socket) as (_, look), look.watch(values) as steps:
         if not as_json:
-            print(f"{'TIME':<12}  {'PID/UID':<12}  {'STEP':<9}  ROUTE", flush=True)
+            print(f"{'TIME':<12}  {'PID/UID':<10}  {'STEP':<9}  ROUTE", flush=True)
         async for seen in steps:
             if not everything and seen.route.startswith(f"{CONTRACT}/"):
                 continue
@@ -52,7 +52,7 @@ def _line(seen: Seen) -> str:
     missed = f"  ({seen.missed} steps were missed)\n" if seen.missed else ""
     when = seen.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     who = f"{seen.pid}/{seen.uid}" if seen.uid >= 0 else "-"
-    return f"{missed}{when}  {who:<12}  {seen.kind:<9}  {seen.route}{_rest(seen)}"
+    return f"{missed}{when}  {who:<10}  {seen.kind:<9}  {seen.route}{_rest(seen)}"
 
 
 def _rest(seen: Seen) -> str:

@@ -30,8 +30,17 @@ class Reached(NamedTuple):
 @asynccontextmanager
 async def reached(path: str) -> AsyncGenerator[Reached]:
     """Connect to the service at a path, whatever it speaks."""
-    from container.ipc import Fate, PeerGone, UnknownRoute, connect, connection_proxy
+    from container.ipc import (
+        Fate,
+        PeerGone,
+        UnknownRoute,
+        connect,
+        connection_proxy,
+        set_process_name,
+    )
     from container.ipc.introspection import Introspection
+
+    set_process_name("container")
 
     open_now = False
     try:
