@@ -58,6 +58,7 @@ from container.ipc.peer import same_user_or_root as same_user_or_root
 from container.ipc.peer import users as users
 from container.ipc.scope import cleanup as cleanup
 from container.ipc.scope import stream as stream
+from container.ipc.sections import Sections as Sections
 from container.ipc.sections import SectionStatistics as SectionStatistics
 from container.ipc.server import Server as Server
 from container.ipc.server import ServerStatistics as ServerStatistics
