@@ -147,7 +147,10 @@ class ZygoteLink:
         """Return so many bytes, kept until the whole answer is here: a cancellation loses none."""
         while len(self._received) < count:
             await trio.lowlevel.wait_readable(self._control)
-            part = self._control.recv(65536)
+            try:
+                part = self._control.recv(65536)
+            except BlockingIOError:
+                continue
             if not part:
                 raise EOFError
             self._received += part

@@ -74,7 +74,14 @@ class OwnProcess:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._pidfd = os.pidfd_open(pid)
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError as error:  # no more descriptors: it can't be held, so it must not be
+            self._pidfd = -1
+            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            raise Unavailable(f"a process can't be started: {error.strerror}") from error
 
     @property
     def ended(self) -> bool:

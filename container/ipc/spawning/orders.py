@@ -11,7 +11,7 @@ closes it however the parent ends.
 | keeper | `B`, with pidfds of the child and of the keeper | the child is born |
 | keeper | `F`, u16 | it could not be forked: errno |
 | parent | `T` | end the tree: SIGTERM now, SIGKILL after the bound |
-| keeper | `E`, exit status or 255 (u8), signal or 0 (u8), survivors (u16) | the tree has ended |
+| keeper | `E`, exit status (u8), signal, 0 or 255 (u8), survivors (u16) | the tree has ended |
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ KEEPER, CHILD = 3, 4
 """Descriptors of the new processes: the keeper's socket and, in the beginning, the child's."""
 ORDER_BOUND = 2**20
 BORN, FAILED, ENDED, TERMINATE = b"B", b"F", b"E", b"T"
+UNKNOWN = 255
+"""In the place of a signal: the child could not be ended."""
 _ENDED = struct.Struct(">BBBH")
 
 
@@ -76,8 +78,10 @@ def read_order(control: socket.socket) -> Order:
 
 def pack_ending(ending: Ending) -> bytes:
     """Return the word for an end."""
-    status = 255 if ending.status is None else ending.status
-    return _ENDED.pack(ENDED[0], status, ending.signal or 0, min(ending.survivors, 65535))
+    number = ending.signal or 0
+    if ending.signal is None and ending.status is None:
+        number = UNKNOWN
+    return _ENDED.pack(ENDED[0], ending.status or 0, number, min(ending.survivors, 65535))
 
 
 ENDING_BYTES = _ENDED.size
@@ -86,6 +90,8 @@ ENDING_BYTES = _ENDED.size
 def unpack_ending(word: bytes) -> Ending:
     """Return the end that a word tells of."""
     _, status, number, survivors = _ENDED.unpack(word)
+    if number == UNKNOWN:
+        return Ending(survivors=survivors)
     if number:
         return Ending(signal=number, survivors=survivors)
     return Ending(status=status, survivors=survivors)

@@ -41,6 +41,7 @@ class ChildProcess:
         self.killed = False
         """Whether it had to be ended by signals."""
         self._bounds = order.bounds
+        control.setblocking(False)
         self._control = control
         self._socket = sock
         self._keeper: OwnProcess | None = None
@@ -125,6 +126,7 @@ class ChildProcess:
 
     async def end(self) -> None:
         """Wait for the end, hasten it as the bounds say, and let go of all. Shielded, bounded."""
+        self._socket.close()  # its end is the child's, if no connection was made of it
         with trio.CancelScope(shield=True):
             try:
                 if self._pidfds:
@@ -138,7 +140,6 @@ class ChildProcess:
                     os.close(fd)
                 self._pidfds = []
                 self._control.close()
-                self._socket.close()
 
     async def _end_child(self) -> None:
         with trio.move_on_after(self._bounds.cancel):
@@ -160,7 +161,6 @@ class ChildProcess:
     async def _end_unborn(self) -> None:
         # Nobody waits for it: an end of file says so, and one comes back when the last process
         # that has the other end is gone.
-        self._socket.close()
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_WR)
         if self._keeper is not None:
@@ -228,25 +228,22 @@ def _execute(command: Sequence[str], given: Sequence[int]) -> int:
 
 
 async def _begin(order: orders.Order, zygote: Zygote | None, stderr: int) -> ChildProcess:
-    control, their_control = socket.socketpair()
-    sock, their_sock = socket_pair()
-    control.setblocking(False)
-    child = ChildProcess(order, control, sock)
-    null = -1
-    try:
+    with contextlib.ExitStack() as theirs:
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        theirs.callback(os.close, null)
+        control, their_control = map(theirs.enter_context, socket.socketpair())
+        sock, their_sock = map(theirs.enter_context, socket_pair())
+        # From here on the child owns our two ends.
+        child = ChildProcess(
+            order, *(socket.socket(fileno=end.detach()) for end in (control, sock))
+        )
         given = (null, 1, stderr, their_control.fileno(), their_sock.fileno())
-        await child.start(order, given, zygote)
-    except BaseException:
-        their_control.close()
-        their_sock.close()
-        await child.end()
-        raise
-    finally:
-        their_control.close()
-        their_sock.close()
-        if null >= 0:
-            os.close(null)
+        try:
+            await child.start(order, given, zygote)
+        except BaseException:
+            theirs.close()  # so that the end of file comes when nobody has the other ends
+            await child.end()
+            raise
     return child
 
 
@@ -259,10 +256,13 @@ async def open_child(
     It should be on its way then: closing its socket ends it.
     """
     try:
-        child = await _begin(order, zygote, stderr)
-    except ZygoteGone:
-        # It may have been dead for a while, unnoticed. What it may have forked has ended.
-        child = await _begin(order, zygote, stderr)
+        try:
+            child = await _begin(order, zygote, stderr)
+        except ZygoteGone:
+            # It may have been dead for a while, unnoticed. What it may have forked has ended.
+            child = await _begin(order, zygote, stderr)
+    except OSError as error:
+        raise Unavailable(f"{order.name} can't be started: {error.strerror}") from error
     try:
         yield child
     finally:

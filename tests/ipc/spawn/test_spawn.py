@@ -106,8 +106,9 @@ async def test_start_up_and_tear_down_run_in_the_child_and_have_ended_with_the_b
 async def test_a_cancelled_block_ends_the_child_with_its_tear_down(
     zygote: Zygote, tmp_path: Path
 ) -> None:
-    with trio.move_on_after(0.05) as scope:
+    with trio.CancelScope() as scope:
         async with spawn(Bench, services.Stateful, str(tmp_path), 0.05, zygote=zygote):
+            scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
     assert (tmp_path / "ended").exists()

@@ -6,6 +6,7 @@ However it ends: left, cancelled at any point, or with the program killed.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ async def test_a_child_whose_loop_is_blocked_is_terminated(zygote: Zygote) -> No
         async with spawn(
             Bench, BenchService, zygote=zygote, bounds=QUICK, limits=Limits(grace_seconds=0.1)
         ) as bench:
-            with trio.move_on_after(0.05):
+            with trio.move_on_after(0.5):
                 await bench.wedge(60.0)
 
 
@@ -59,9 +60,10 @@ async def test_a_stopped_child_is_continued_and_ends(zygote: Zygote, tmp_path: P
 async def test_a_child_that_had_to_be_killed_does_not_hide_a_cancellation(
     zygote: Zygote, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with trio.move_on_after(0.1) as scope:
+    with trio.CancelScope() as scope:
         async with spawn(Bench, BenchService, zygote=zygote, bounds=QUICK) as bench:
             await bench.stubborn()
+            scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
     assert "died with signal SIGKILL" in caplog.text
@@ -151,6 +153,39 @@ async def test_no_process_can_be_started(zygote: Zygote, monkeypatch: pytest.Mon
     with pytest.raises(Unavailable, match="No such file"):
         async with spawn(Bench, BenchService):
             pytest.fail("the block must not begin")
+
+
+def _limit_that_leaves(count: int) -> int:
+    """Return the limit under which so many more descriptors can be opened."""
+    limit = 0
+    while count or limit < 3:
+        limit += 1
+        try:
+            os.fstat(limit)
+        except OSError:
+            count -= 1
+    return limit + 1
+
+
+@pytest.mark.parametrize("forked", [True, False])
+async def test_wherever_descriptors_run_out_nothing_is_left(zygote: Zygote, forked: bool) -> None:
+    async with spawn(Bench, BenchService, zygote=zygote):
+        pass
+    before = _state()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    failures = 0
+    for more in range(14 if forked else 6):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_limit_that_leaves(more), hard))
+        try:
+            async with spawn(Bench, BenchService, zygote=zygote if forked else None) as bench:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                await bench.word()
+        except (Unavailable, PeerGone, ExceptionGroup):
+            failures += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert _state() == before, more
+    assert failures > 3
 
 
 # --- the program is killed ---
