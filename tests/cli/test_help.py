@@ -37,7 +37,8 @@ def fresh(*arguments: str, environment: dict[str, str] | None = None) -> tuple[s
     [
         (), ("--help",), ("help",), ("--version",), ("help", "run"), ("run", "--help"),
         ("help", "image", "load"), ("image",), ("image", "--help"), ("exec", "--help"),
-        ("system", "--help"), ("completion", "zsh"), ("completion", "fish"),
+        ("system", "--help"), ("ipc",), ("ipc", "call", "--help"), ("ipc", "monitor", "--help"),
+        ("completion", "zsh"), ("completion", "fish"),
     ],
 )  # fmt: skip
 def test_help_loads_no_framework(arguments: tuple[str, ...]) -> None:
