@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 from container.ipc import (
     AlreadyExists,
     ContainerError,
+    Contract,
     DataLoss,
     ErrorCode,
     Fate,
@@ -299,3 +304,63 @@ def test_whatever_comes_as_an_error_is_an_exception(body: dict[str, Any]) -> Non
 )
 def test_an_error_of_strange_parts_is_still_an_error(body: dict[str, Any]) -> None:
     assert isinstance(from_wire(body), ContainerError)
+
+
+SERVICE = """
+import logging, sys, trio
+from abc import abstractmethod
+from container.ipc import Contract, open_service, set_process_name
+
+class Broken(Contract, name="broken"):
+    @abstractmethod
+    async def divide(self, by: int) -> float: ...
+
+class BrokenService(Broken):
+    async def divide(self, by):
+        return 1 / by
+
+async def main():
+    set_process_name("broken-service")
+    async with open_service(BrokenService(), at=sys.argv[1]):
+        print("ready", flush=True)
+        await trio.sleep_forever()
+
+logging.basicConfig()
+trio.run(main)
+"""
+
+
+class Broken(Contract, name="broken"):
+    @abstractmethod
+    async def divide(self, by: int) -> float: ...
+
+
+def test_a_bugs_id_finds_its_traceback_in_the_log_of_the_process_where_it_is(
+    tmp_path: Path,
+) -> None:
+    async def call() -> InternalError:
+        async with Broken.connect(path) as broken:
+            with pytest.raises(InternalError) as caught:
+                await broken.divide(0)
+        return caught.value
+
+    path, log = tmp_path / "s", tmp_path / "log"
+    with open(log, "wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVICE, str(path)], stdout=subprocess.PIPE, stderr=errors
+        )
+    with process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            error = trio.run(call)
+        finally:
+            process.kill()
+    assert error.provenance == (Hop("broken-service", process.pid, "broken/divide"),)
+    (note,) = [note for note in error.__notes__ if "remote traceback" in note]
+    assert "BrokenService.divide" in note
+    assert f"pid {process.pid}" in note
+    number = error.details["id"]
+    logged = log.read_text()
+    assert logged.count(f"bug {number} in broken/divide") == 1
+    assert "ZeroDivisionError: division by zero" in logged.partition(str(number))[2]
