@@ -12,8 +12,8 @@ from pathlib import Path
 
 from attrs import evolve
 
-from benchmarks import calls, channels, codec, containers, idle, memory, streams
-from benchmarks.figures import Figure, table
+from benchmarks import calls, channels, codec, containers, idle, memory, spawn, streams
+from benchmarks.figures import Figure, markdown, table
 from benchmarks.options import FULL_MEMORY_CALLS, SMOKE, Options
 from benchmarks.worker import PeerUnavailable
 
@@ -25,6 +25,7 @@ SUITES: Mapping[tuple[str, ...], Measure] = {
     codec.NAMES: codec.measure,
     idle.NAMES: idle.measure,
     memory.NAMES: memory.measure,
+    spawn.NAMES: spawn.measure,
     containers.NAMES: containers.measure,
     streams.NAMES: streams.measure,
 }
@@ -56,7 +57,8 @@ def main() -> int:
                 _write(arguments.json, figures)
 
     print(f"Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} CPUs")
-    print(table([figure.cells() for figure in figures]))
+    write = markdown if arguments.markdown else table
+    print(write([figure.cells() for figure in figures]))
     if set(containers.NAMES) & set(names) and not arguments.no_trace:
         _print_spans()
     return 1 if any(figure.met is False for figure in figures) else 0
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--smoke", action="store_true", help="two small rounds of each: shows only that it runs"
     )
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--no-trace", action="store_true", help="no table of where the time goes")
     return parser
 

@@ -112,6 +112,6 @@ def measure(names: Sequence[str], options: Options) -> list[Figure]:
     """Measure the rows of these names."""
     figures: list[Figure] = []
     for group in GROUPS:
-        if rows := [row for row in group if row.name in names]:
+        if rows := [row.shortened(options.fewer) for row in group if row.name in names]:
             figures += measure_rows(rows, options.rounds)
     return figures

@@ -173,3 +173,9 @@ def table(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEADINGS) -> 
     widths = [max(len(row[i]) for row in everything) for i in range(len(headings))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in everything]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEADINGS) -> str:
+    """Return rows as a table of Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

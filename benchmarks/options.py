@@ -10,6 +10,8 @@ class Options:
     """Sizes and numbers of rounds."""
 
     rounds: int = 30
+    fewer: int = 1
+    """A round of `ipc.call.*` and `ipc.cancel.*` has so many times fewer calls."""
     log_rounds: int = 5
     """Of `stdio.log.*`: each moves the size twice, to disk once."""
     size: int = 4096
@@ -28,6 +30,7 @@ class Options:
 FULL_MEMORY_CALLS = 1_000_000
 SMOKE = Options(
     rounds=2,
+    fewer=10,
     log_rounds=1,
     size=16,
     channel_items=200,

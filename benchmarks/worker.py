@@ -137,8 +137,11 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         module = importlib.import_module(f"benchmarks.peers.{name}")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         print(f"{error.name} is not installed", flush=True)
+        return 1
+    except ImportError as error:
+        print(error, flush=True)
         return 1
     _run(module, _client(module) if side == "client" else getattr(module, side), Path(folder))
     return 0
