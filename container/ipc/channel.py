@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import msgspec
@@ -22,7 +22,7 @@ import trio
 from attrs import define
 
 from container.ipc.errors import InvalidArgument
-from container.ipc.wirevalues import Incoming, ItemType, SentEnd
+from container.ipc.wirevalues import Incoming, ItemType, Outgoing, SentEnd
 
 if TYPE_CHECKING:
     from container.ipc.channel_ends import Home
@@ -125,21 +125,35 @@ class SendingEnd(_End, trio.abc.SendChannel[T], Generic[T]):
                 connection was lost; `__cause__` says why.
             trio.ClosedResourceError: this end was closed or given away.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._may_send():
-            await self._waiting.park()
-        home, item = self.home, self.item
-        if home is None:
-            assert self.other is not None
-            self.other.accept(_Local(value))
-        elif item is not None and not item.holds:
-            home.send_plain(item, value)
+        item = self.item
+        if item is None or item.holds:
+            await self._send_what_holds(value)
         else:
-            await home.send(self, value)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while not self._may_send():
+                await self._waiting.park()
+            # An end learns its items' type when the other one is given away, or with its call.
+            assert self.home is not None
+            self.home.send_plain(item, value)
         self._turns += 1
         if self._turns >= TURNS:
             self._turns = 0
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _send_what_holds(self, value: T) -> None:
+        """Send an item that may hold descriptors: what it gives is closed however this ends."""
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while not self._may_send():
+                await self._waiting.park()
+            if self.home is None:
+                assert self.other is not None
+                self.other.accept(_Local(value))
+                return
+        except BaseException:
+            close_given(value)
+            raise
+        await self.home.send(self, value)
 
     def _may_send(self) -> bool:
         self._usable()
@@ -307,6 +321,16 @@ class ReceivingEnd(_End, trio.abc.ReceiveChannel[T], Generic[T]):
 
     def __del__(self) -> None:
         self.drop_queue()
+
+
+def close_given(value: object) -> None:
+    """Close what a value that was not sent would have given away."""
+    from container.ipc.strict import replies
+
+    outgoing = Outgoing()
+    with suppress(Exception):
+        msgspec.msgpack.encode(replies.unstructure(value), enc_hook=outgoing.hook)
+    outgoing.sent(result=False)
 
 
 def open_channel(

@@ -78,8 +78,8 @@ class Home:
         ends, channel = self.ends, self.channel
         wire = ends.machine.channels
         outgoing = Outgoing()
-        encoded = item.encode(value, outgoing)
         try:
+            encoded = item.encode(value, outgoing)
             ends.check_size(len(encoded), len(outgoing.descriptors))
             gifts = ends.gifts(self.made_here, self.call, outgoing.channels)
             descriptors = outgoing.filenos()
@@ -111,12 +111,14 @@ class Home:
             except trio.Cancelled:
                 if ends.writer.withdraw(frame):
                     wire.restore(channel, len(encoded))
+                    ends.retract(self.made_here, self.call, gifts)
                     raise
                 # Begun: the connection finishes it, and it counts as sent.
                 with trio.CancelScope(shield=True):
                     await frame.written.wait()
             if refused:
                 wire.restore(channel, len(encoded))
+                ends.retract(self.made_here, self.call, gifts)
                 raise Overloaded(
                     "an item was not sent: too many descriptors of this user are in flight"
                 )
@@ -248,6 +250,19 @@ class ChannelEnds:
                 ours.home.end(None)
             else:
                 ours.home.stop()
+
+    def retract(self, made_here: bool, call: int, gifts: Sequence[Gift]) -> None:
+        """The message with these ends was not sent after all: nobody has them."""
+        wire = self.machine.channels.of(made_here, call)
+        table = self._of(made_here).get(call, {})
+        for gift in gifts:
+            end = table.pop(gift.number, None)
+            if wire is not None:
+                wire.live.pop(gift.number, None)
+            if isinstance(end, SendingEnd):
+                end.break_off("the message that was to give the other end away was not sent")
+            elif end is not None:
+                end.end()
 
     def take(self, made_here: bool, call: int, channels: Sequence[Channel]) -> list[SentEnd]:
         """Make the ends that a message of the peer's gives to this side."""
