@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -53,7 +53,7 @@ async def serve(folder: Path) -> None:
 @asynccontextmanager
 async def connect(folder: Path) -> AsyncGenerator[Operations]:
     """Hold a proxy."""
-    async with AsyncExitStack() as idling, Echo.connect(folder / "s") as echo:
+    async with trio.open_nursery() as idling, Echo.connect(folder / "s") as echo:
 
         async def call(i: int) -> None:
             item = await echo.echo(Item(id="abcdef", number=i))
@@ -61,9 +61,16 @@ async def connect(folder: Path) -> AsyncGenerator[Operations]:
 
         async def idle(connections: int) -> int:
             served = 0
+
+            async def hold(i: int, *, task_status: trio.TaskStatus[bool]) -> None:
+                async with Echo.connect(folder / "s") as another:
+                    item = await another.echo(Item(id="abcdef", number=i))
+                    task_status.started(item.number == i)
+                    await trio.sleep_forever()
+
+            # A task each: blocks inside each other would make every deadline a walk through all.
             for i in range(connections):
-                another = await idling.enter_async_context(Echo.connect(folder / "s"))
-                served += (await another.echo(Item(id="abcdef", number=i))).number == i
+                served += await idling.start(hold, i)
             return served
 
         yield {"call": call, "idle": idle}
