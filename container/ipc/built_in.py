@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from container.ipc.handling import Handler
     from container.ipc.introspection import Looked
 
+# As `introspection.Introspection` has them, which is not loaded to learn that.
 CONTRACT = "container.introspection"
 METHODS = ("describe", "statistics", "watch", "tasks")
 

@@ -19,7 +19,6 @@ from typing import Protocol
 import trio
 from attrs import frozen
 
-from container.ipc.built_in import CONTRACT
 from container.ipc.client import Address, connect, connection_proxy
 from container.ipc.codec import codecs_of
 from container.ipc.connection import Connection
@@ -71,7 +70,7 @@ class ServiceStatistics:
     """Those that have a call in flight."""
 
 
-class Introspection(Contract, name=CONTRACT):
+class Introspection(Contract, name="container.introspection"):
     """Look at a service: what it serves, how it does, who calls, what its tasks wait for."""
 
     @abstractmethod

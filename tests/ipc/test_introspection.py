@@ -36,6 +36,8 @@ from container.ipc import (
     stream,
     tracing,
 )
+from container.ipc.built_in import CONTRACT, METHODS
+from container.ipc.contract import routes_of
 from container.ipc.introspection import WATCHERS, Introspection, introspect
 from container.ipc.monitoring import Seen, watching
 
@@ -85,6 +87,19 @@ def path(tmp_path: Path) -> Path:
 
 def look_of(proxy: Contract) -> Introspection:
     return connection_proxy(connection_of(proxy), Introspection)
+
+
+def test_what_is_built_in_is_the_contract_of_introspection() -> None:
+    assert Introspection.contract_name == CONTRACT
+    assert tuple(routes_of(Introspection)) == METHODS
+
+
+async def test_a_server_that_nobody_looks_at_loads_nothing_for_it() -> None:
+    program = (
+        "import sys, container.ipc\nfrom container.ipc.server import Server\n"
+        "Server(())\nassert 'container.ipc.introspection' not in sys.modules"
+    )
+    await trio.run_process([sys.executable, "-c", program])
 
 
 async def test_every_server_describes_itself(path: Path) -> None:
