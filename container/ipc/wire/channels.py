@@ -97,6 +97,10 @@ class CallChannels:
     """The greatest number that this side gave out."""
     theirs: int = 0
 
+    def count(self, *, odd: bool) -> int:
+        """Return how many live that one side made."""
+        return sum(number % 2 == odd for number in self.live)
+
     def enter(self, gift: Gift, *, writes: bool) -> Channel:
         """Begin a channel. The reading side grants: beside a reading end is only a suggestion."""
         granted = gift.end is ChannelEnd.WRITING
@@ -118,7 +122,7 @@ class Channels:
     """The channels of one end of a connection.
 
     Args:
-        most: Live channels of one call that this side announced.
+        most: Live channels of one call that the peer may make, as this side announced.
     """
 
     most: int
@@ -146,9 +150,12 @@ class Channels:
         return list(range(first, first + 2 * count, 2))
 
     def room(self, made_here: bool, number: int) -> int:
-        """Return how many more channels the peer accepts for a call."""
+        """Return how many more channels of this side's the peer accepts in a call.
+
+        Each side bounds what the other one makes: of its own that are under way it can't know.
+        """
         call = self.of(made_here, number)
-        return self.peer_most - (0 if call is None else len(call.live))
+        return self.peer_most - (0 if call is None else call.count(odd=made_here))
 
     def give(
         self, made_here: bool, number: int, sender: Hashable, gifts: Sequence[Gift]
@@ -168,7 +175,7 @@ class Channels:
             ProtocolError: a number is not the peer's to give, or not new; or there are too many.
         """
         call = self._call(made_here, number, sender)
-        if len(call.live) + len(gifts) > self.most:
+        if call.count(odd=not made_here) + len(gifts) > self.most:
             raise ProtocolError(f"more than {self.most} channels of call {number}")
         made: list[Channel] = []
         for gift in gifts:

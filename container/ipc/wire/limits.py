@@ -16,7 +16,7 @@ class Limits:
     in_flight: int = 4096
     """Unanswered calls of one peer, rejected and overstaying ones included."""
     channels: int = 64
-    """Live channels of one call or scope; announced, and 0 says that none are spoken."""
+    """Live channels of one call or scope that the peer made; 0 says that none are spoken."""
     hello_seconds: float = 10.0
     """From the first byte of an accepted connection to its whole hello."""
     launch_seconds: float = 60.0

@@ -401,11 +401,13 @@ def test_gifts_that_are_not_the_peers_to_give_are_refused(gifts: list[Gift], mat
     assert pair.callee.abandon() == [8]
 
 
-def test_room_counts_live_channels_only(pair: Pair) -> None:
-    number, _, writer = pair.written_by_callee()
-    assert pair.callee.channels.room(False, number) == 63
-    pair.callee.channels.end(False, number, writer)
+def test_room_counts_what_lives_and_was_made_here(pair: Pair) -> None:
+    number, reader, writer = pair.written_by_callee()
+    assert pair.caller.channels.room(True, number) == 63
     assert pair.callee.channels.room(False, number) == 64
+    pair.to_caller(pair.callee.channels.end(False, number, writer))
+    assert reader.number not in pair.caller.channels.made[number].live
+    assert pair.caller.channels.room(True, number) == 64
 
 
 def test_a_peer_without_channels_leaves_no_room() -> None:
