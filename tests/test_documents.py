@@ -9,11 +9,8 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-import trio
-import trio.testing
 
 from container.testing.busybox import find_busybox, write_layout
 
@@ -27,15 +24,27 @@ def program(document: str, containing: str) -> str:
     return str(found)
 
 
-async def test_the_framework_program_of_readme_greets(tmp_path: Path) -> None:
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(program("README.md", "class Greeter"), names)
-    path = str(tmp_path / "s")
+MAIN = """
+async def main() -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(names["serve"], path)
+        nursery.start_soon(serve, "s")
         await trio.testing.wait_all_tasks_blocked(0.05)
-        assert await names["ask"](path) == "hello ada"
+        await visit("s")
+        await have_it_served()
         nursery.cancel_scope.cancel()
+
+if __name__ == "__main__":
+    import trio.testing
+    trio.run(main)
+"""
+
+
+def test_the_framework_program_of_readme_does_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "readme.py").write_text(program("README.md", "class Greeter") + MAIN)
+    done = subprocess.run(
+        [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stderr, done.stdout) == ("", "hello ada\n1\n0\n1\n2\nhello bob\n")
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/how-to/embedding.md"])
