@@ -23,6 +23,7 @@ from container.ipc.handling import check_size, with_gifts
 from container.ipc.judging import Judge
 from container.ipc.pending import Call, Stage
 from container.ipc.scope import RemoteScope
+from container.ipc.timers import Timers
 from container.ipc.wire.frames import EndedBy, Gift
 from container.ipc.wire.limits import Limits
 from container.ipc.wire.machine import (
@@ -51,6 +52,7 @@ class Calls:
         judge: Of the senders.
         limits: Of the connection.
         begun: Called when something is awaited.
+        timers: Of the connection.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Calls:
         judge: Judge,
         limits: Limits,
         begun: Callable[[], None],
+        timers: Timers,
     ) -> None:
         self._machine = machine
         self._writer = writer
@@ -68,12 +71,12 @@ class Calls:
         self._judge = judge
         self._limits = limits
         self._begun = begun
+        self._timers = timers
         self.pending: dict[int, Call] = {}
         self.held: dict[int, RemoteScope] = {}
         """Scopes that are open and not being left."""
         self.room = trio.lowlevel.ParkingLot()
         """Where callers wait that the peer would not accept yet."""
-        self.timers: trio.Nursery | None = None
         self.abandoned = 0
         self.lost = False
         self.why: str | None = None
@@ -255,8 +258,7 @@ class Calls:
         """Send the cancel of a call; its wait ends with its terminal or with the grace."""
         call.stage, call.raise_cancel = Stage.CANCELLING, raise_cancel
         self._writer.send_control(self._machine.cancel(call.id, int(grace * 1e9)))
-        assert self.timers is not None
-        self.timers.start_soon(self._grace_timer, call, grace)
+        self._timers.after(grace, lambda: self._grace_over(call, grace))
 
     def _forget(self, number: int) -> None:
         """Give back the id of a call of which no byte was sent."""
@@ -310,8 +312,8 @@ class Calls:
         self._writer.transmit(data, ())
         call = self._await_end(scope)
         if failed:
-            assert self.timers is not None
-            self.timers.start_soon(self._close_timer, call, grace)
+            # The callee bounds the clean-up of a failed block; this is for one that does not.
+            self._timers.after(2 * grace, lambda: self._close_over(call, grace))
         await trio.lowlevel.wait_task_rescheduled(self._abort(call, grace))
 
     async def cancel_scope(self, scope: RemoteScope) -> None:
@@ -324,8 +326,7 @@ class Calls:
         self._writer.send_control(self._machine.cancel(scope.number, int(grace * 1e9)))
         call = self._await_end(scope)
         call.stage, call.raise_cancel = Stage.CANCELLING, _nothing
-        assert self.timers is not None
-        self.timers.start_soon(self._grace_timer, call, grace)
+        self._timers.after(grace, lambda: self._grace_over(call, grace))
         with trio.CancelScope(shield=True):
             await trio.lowlevel.wait_task_rescheduled(self._abort(call, grace))
 
@@ -337,10 +338,7 @@ class Calls:
         self.pending[call.id] = call
         return call
 
-    @trio.lowlevel.enable_ki_protection
-    async def _close_timer(self, call: Call, grace: float) -> None:
-        # The callee bounds the clean-up of a failed block itself; this is for one that does not.
-        await trio.sleep(2 * grace)
+    def _close_over(self, call: Call, grace: float) -> None:
         if self.pending.get(call.id) is call and call.stage is Stage.SENT:
             self._cancel(call, grace, _nothing)
 
@@ -352,9 +350,7 @@ class Calls:
             self._forget(call.id)
             self._wake(call, outcome.Error(self._overloaded(call.route)))
 
-    @trio.lowlevel.enable_ki_protection
-    async def _grace_timer(self, call: Call, grace: float) -> None:
-        await trio.sleep(grace)
+    def _grace_over(self, call: Call, grace: float) -> None:
         if self.pending.get(call.id) is not call:
             return
         if call.stage is Stage.HELD:
@@ -446,8 +442,8 @@ class Calls:
             # The caller's own scope should fire now; if it moved its deadline later, the callee's
             # word stands once the grace is over.
             call.stage, call.held = Stage.HELD, event
-            assert self.timers is not None
-            self.timers.start_soon(self._grace_timer, call, self._limits.grace_seconds)
+            grace = self._limits.grace_seconds
+            self._timers.after(grace, lambda: self._grace_over(call, grace))
         else:
             self._wake(call, outcome.Error(wire_errors.from_wire(event.error)))
 

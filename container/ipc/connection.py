@@ -35,6 +35,7 @@ from container.ipc.judging import Judge
 from container.ipc.liveness import Liveness
 from container.ipc.peer import Policy
 from container.ipc.reading import Reader
+from container.ipc.timers import Timers
 from container.ipc.transport import Transport
 from container.ipc.wire.limits import Limits
 from container.ipc.wire.machine import (
@@ -135,8 +136,15 @@ class Connection:
             self._lose,
             hands_over=accepts,
         )
+        self._timers = Timers(self._start_timers)
         self.calls = Calls(
-            self._machine, self._writer, self._ends, self._judge, limits, self._liveness.begin
+            self._machine,
+            self._writer,
+            self._ends,
+            self._judge,
+            limits,
+            self._liveness.begin,
+            self._timers,
         )
         """What is asked of the peer."""
         self._greeting = Greeting(
@@ -238,8 +246,7 @@ class Connection:
         elif isinstance(event, ErrorReceived):
             self._take_error(event)
         elif isinstance(event, CancelReceived):
-            assert self._io is not None
-            self._handlers.cancel(event.id, event.grace / 1e9, self._io)
+            self._handlers.cancel(event.id, event.grace / 1e9, self._timers)
         elif isinstance(event, PingReceived):
             if self._writer.control_frames < PONGS_QUEUED:
                 self._writer.send_control(self._machine.pong(event.token))
@@ -308,6 +315,10 @@ class Connection:
         if self._io is not None:
             self._io.start_soon(self._writer.run)
 
+    def _start_timers(self) -> None:
+        if self._io is not None:
+            self._io.start_soon(self._timers.run)
+
     def _start_liveness(self) -> None:
         pings = self._transport.pings and math.isfinite(self._limits.liveness_seconds)
         if pings and self._io is not None:
@@ -317,14 +328,14 @@ class Connection:
         with trio.CancelScope(shield=True):
             try:
                 async with trio.open_nursery() as nursery:
-                    self._io = self.calls.timers = nursery
+                    self._io = nursery
                     if self.lost:
                         return
                     if self._writer.started:
                         self._start_writer()
                     await self._reader.run()
             finally:
-                self._io = self.calls.timers = None
+                self._io = None
                 self._lose("closed")
 
     async def _greet(self) -> None:

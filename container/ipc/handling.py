@@ -34,6 +34,7 @@ from container.ipc.errors import (
     UnknownRoute,
 )
 from container.ipc.judging import Judge
+from container.ipc.timers import Timers
 from container.ipc.wire.frames import CallPayload, EndedBy, Gift
 from container.ipc.wire.limits import Limits
 from container.ipc.wire.machine import CallReceived, Machine
@@ -174,7 +175,7 @@ class Handlers:
         for callback in at_end:
             callback()
 
-    def cancel(self, number: int, grace: float, timers: trio.Nursery) -> None:
+    def cancel(self, number: int, grace: float, timers: Timers) -> None:
         """End a call; its caller waits `grace` seconds for its end."""
         handling = self._running.get(number)
         if handling is None:
@@ -184,7 +185,7 @@ class Handlers:
         if tracing.watchers:
             self._tell("cancel", handling)
         handling.cancel()
-        timers.start_soon(self._watch_overstay, handling)
+        timers.after(grace, lambda: self._overstays(handling))
 
     def close(self, number: int, failed: bool, grace: float) -> None:
         """The holder of a scope leaves it; a failed block's clean-up may take `grace` seconds."""
@@ -195,9 +196,7 @@ class Handlers:
             if tracing.watchers:
                 self._tell("closing", handling, outcome="failed" if failed else "ok")
 
-    @trio.lowlevel.enable_ki_protection
-    async def _watch_overstay(self, handling: context.Handling) -> None:
-        await trio.sleep(handling.grace)
+    def _overstays(self, handling: context.Handling) -> None:
         if self._running.get(handling.id) is handling:
             self.overstayed += 1
             handling.overstayed = True
