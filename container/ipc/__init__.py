@@ -21,6 +21,7 @@ from container.ipc.context import current_call as current_call
 from container.ipc.context import detached as detached
 from container.ipc.contract import Contract as Contract
 from container.ipc.contract import ContractError as ContractError
+from container.ipc.contract import idempotent as idempotent
 from container.ipc.descriptor import Fd as Fd
 from container.ipc.endpoint import Endpoint as Endpoint
 from container.ipc.errors import AlreadyExists as AlreadyExists

@@ -205,6 +205,26 @@ class Connection:
             descriptors_delivered=self._machine.descriptors_delivered,
         )
 
+    @property
+    def takes_calls(self) -> bool:
+        """True while new calls can be made: it lives, and the peer has not said goodbye."""
+        calls = self.calls
+        return not (calls.lost or calls.closed_here or calls.draining is not None)
+
+    async def drain(self, within: float) -> None:
+        """Start no more calls of the peer's, and wait until those that run have ended.
+
+        The peer is told: what it calls from now on is *not sent*, and a named service's proxy goes
+        to the next instance. Scopes and channels go on, too.
+
+        Args:
+            within: Seconds; what runs longer is left to the connection's end.
+        """
+        if self._machine.state in (State.OPEN, State.DRAINING):
+            self._writer.send_control(self._machine.goodbye(int(within * 1e9)))
+            with trio.move_on_after(within):
+                await self._handlers.wait_idle()
+
     async def wait_lost(self) -> None:
         """Wait until the connection has ended."""
         await self._lost.wait()

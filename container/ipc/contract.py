@@ -28,6 +28,7 @@ import enum
 import functools
 import hashlib
 import inspect
+import os
 import types
 import typing
 import uuid
@@ -35,7 +36,7 @@ from abc import ABC
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Union, cast
 
 import attrs
 import trio
@@ -59,6 +60,8 @@ class Route:
     """The type that the method returns; of a scope, the type of its value."""
     documentation: str = field(eq=False, repr=False)
     kind: Literal["call", "scope"] = "call"
+    idempotent: bool = field(default=False, eq=False)
+    """Doing it twice does what doing it once does: it may be retried when its fate is unknown."""
 
     @property
     def path(self) -> str:
@@ -114,6 +117,21 @@ class Contract(ABC):  # noqa: B024 (its subclasses declare the routes)
         from container.ipc.client import connect_contract
 
         return connect_contract(cls, address)
+
+    @classmethod
+    def connect_named(cls, path: str | os.PathLike[str]) -> AbstractAsyncContextManager[Self]:
+        """Connect to whatever instance serves a path: when it goes, calls go to the next one.
+
+        A call, or the opening of a scope, that was not sent goes to the next instance; a call whose
+        fate is unknown is made once more if its method is `idempotent`. What holds descriptors,
+        endpoints or channels is not repeated: they may have been given away. A scope that is open
+        ends with its instance.
+
+        Raises: as `connect` does, from the first connection and from calls that need another one.
+        """
+        from container.ipc.named import connect_named
+
+        return connect_named(cls, path)
 
 
 def contracts_of(cls: type[Contract]) -> tuple[type[Contract], ...]:
@@ -196,7 +214,20 @@ def _route(contract: type[Contract], name: str, function: Callable[..., Any]) ->
         result=result,
         kind=kind,
         documentation=inspect.getdoc(function) or "",
+        idempotent=kind == "call" and getattr(function, "__idempotent__", False),
     )
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def idempotent(method: F) -> F:
+    """Mark a call that may be made twice: `connect_named` repeats it when its fate is unknown.
+
+    Written below `@abstractmethod`. Nothing of it is on the wire.
+    """
+    method.__idempotent__ = True  # pyright: ignore[reportFunctionMemberAccess]
+    return method
 
 
 CHANNELS = (trio.abc.SendChannel, trio.abc.ReceiveChannel)

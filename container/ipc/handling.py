@@ -123,6 +123,8 @@ class Handlers:
         self._running: dict[int, context.Handling] = {}
         self._answering: set[trio.CancelScope] = set()
         self._stopping = False
+        self._idle: trio.Event | None = None
+        """Set once nothing runs, for who waits for that."""
         self._lost = trio.Event()
         self.overstayed = 0
         """Handlers that overstayed their caller's grace."""
@@ -158,6 +160,12 @@ class Handlers:
                     nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
+
+    async def wait_idle(self) -> None:
+        """Wait until no handler runs."""
+        if self._running:
+            self._idle = self._idle or trio.Event()
+            await self._idle.wait()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -364,6 +372,8 @@ class Handlers:
                 incoming.close()
             handling.cancel_detached()
             del self._running[handling.id]
+            if self._idle is not None and not self._running:
+                self._idle.set()
             frame = None
             if not self._lost.is_set():
                 if reply is not None:

@@ -76,6 +76,10 @@ class RemoteScope(AbstractAsyncContextManager[Any]):
             self._block.cancel()
         return value
 
+    def belongs_to(self, calls: Calls) -> None:
+        """It is opened, held and left on this connection."""
+        self._calls = calls
+
     def ended(self, result: outcome.Outcome[Any]) -> None:
         """The callee's side has ended, or the connection has, before the holder left."""
         self._ended = result

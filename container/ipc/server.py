@@ -72,6 +72,8 @@ class Server:
     _offered: dict[str, tuple[int, str]] = field(factory=dict[str, Any], init=False)
     _live: set[Connection] = field(factory=set[Connection], init=False)
     _connections: Counter[int] = field(factory=Counter[int], init=False)
+    _accepting: set[trio.CancelScope] = field(factory=set[trio.CancelScope], init=False)
+    _draining: bool = field(default=False, init=False)
     _accepted: int = field(default=0, init=False)
     _refused: int = field(default=0, init=False)
 
@@ -115,6 +117,8 @@ class Server:
             ) as connection:
                 self._live.add(connection)
                 try:
+                    if self._draining:
+                        return
                     await connection.serve()
                 finally:
                     self._live.discard(connection)
@@ -129,26 +133,52 @@ class Server:
         Running out of descriptors makes it wait, not fail; other connections go on.
         """
         listener.setblocking(False)
-        full = False
         async with trio.open_nursery() as nursery:
-            while True:
-                await trio.lowlevel.wait_readable(listener)
+            with trio.CancelScope() as accepting:
+                if self._draining:
+                    accepting.cancel()
+                self._accepting.add(accepting)
                 try:
-                    accepted, _ = listener.accept()
-                except (BlockingIOError, ConnectionAbortedError):
-                    continue
-                except OSError as error:
-                    if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                        raise
-                    # The kernel keeps the connection queued and readable; nothing tells when a
-                    # descriptor becomes free.
-                    if not full:
-                        logger.warning("can't accept: %s", error.strerror)
-                    full = True
-                    await trio.sleep(0.05)
-                    continue
-                full = False
-                nursery.start_soon(self._serve_accepted, accepted, name="connection")
+                    await self._accept(listener, nursery)
+                finally:
+                    self._accepting.discard(accepting)
+
+    async def drain(self, within: float) -> None:
+        """Accept no more, tell every peer that its call was the last, and let what runs end.
+
+        A listener that stays open keeps what connects from now on for the next instance. Leave the
+        server's block after this: what still runs then is cancelled.
+
+        Args:
+            within: Seconds that what runs may take.
+        """
+        self._draining = True
+        for accepting in self._accepting:
+            accepting.cancel()
+        async with trio.open_nursery() as nursery:
+            for connection in tuple(self._live):
+                nursery.start_soon(connection.drain, within)
+
+    async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        full = False
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                accepted, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                    raise
+                # The kernel keeps the connection queued and readable; nothing tells when a
+                # descriptor becomes free.
+                if not full:
+                    logger.warning("can't accept: %s", error.strerror)
+                full = True
+                await trio.sleep(0.05)
+                continue
+            full = False
+            nursery.start_soon(self._serve_accepted, accepted, name="connection")
 
     async def _serve_accepted(self, accepted: socket.socket) -> None:
         transport = SocketTransport(accepted, accepted=True)
