@@ -24,6 +24,7 @@ from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
     contextmanager,
+    suppress,
 )
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -48,6 +49,10 @@ class _Portal:
         running: _Running[T] = _Running()
         self._portal.start_task_soon(running.run, function, args, kwargs, self._timeout)
         return running
+
+    def _interrupt(self, running: _Running[Any]) -> None:
+        with suppress(RuntimeError):  # the portal has stopped, and the call with it
+            self._portal.start_task_soon(running.interrupt)
 
 
 class _Running(Generic[T]):
@@ -106,9 +111,12 @@ class Caller(_Portal):
             return running.future.result()
         except BaseException:
             if not running.future.done():
-                self._portal.start_task_soon(running.interrupt)
-                # Bounded: a cancelled call ends with its work, or after its grace.
-                concurrent.futures.wait([running.future])
+                self._interrupt(running)
+            while not running.future.done():
+                # Bounded: a cancelled call ends with its work, or after its grace. A second Ctrl-C
+                # can't shorten that.
+                with suppress(KeyboardInterrupt):
+                    concurrent.futures.wait([running.future])
             raise
 
     def scope(self, manager: AbstractAsyncContextManager[T]) -> AbstractContextManager[T]:
@@ -142,16 +150,78 @@ class AsyncioCaller(_Portal):
             DeadlineExceeded: the time that `connect_asyncio` was given passed.
         """
         running = self._begin(function, args, kwargs)
-        waiting = asyncio.wrap_future(running.future)
+        future = asyncio.wrap_future(running.future)
         try:
-            return await asyncio.shield(waiting)
+            await asyncio.wait([future])
         except asyncio.CancelledError:
-            if not running.future.done():
-                self._portal.start_task_soon(running.interrupt)
-            await asyncio.wait([waiting])
-            if not waiting.cancelled():
-                waiting.exception()  # it was looked at: a result that came too late is dropped
+            self._interrupt(running)
+            await _ended(future)
             raise
+        return future.result()
+
+    async def hold(self, holding: _Holding[T]) -> T:
+        """Enter a context manager in a task of Trio's; return its value."""
+        running = self._begin(holding.run, (), {})
+        holding.ended = asyncio.wrap_future(running.future)
+        entered = asyncio.wrap_future(holding.entered)
+        try:
+            await asyncio.wait([entered, holding.ended], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._interrupt(running)
+            await _ended(holding.ended)
+            raise
+        if holding.ended.done():
+            holding.ended.result()
+        return entered.result()
+
+    async def let_go(self, holding: _Holding[Any], error: BaseException | None) -> None:
+        """Leave the context manager, with what the block raised."""
+        assert holding.ended is not None
+        with suppress(RuntimeError):
+            self._portal.start_task_soon(holding.leave, error)
+        await _ended(holding.ended)
+
+
+class _Holding(Generic[T]):
+    """A context manager that one task of Trio's enters, holds and leaves."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
+        self._manager = manager
+        self._leaving = trio.Event()
+        self._error: BaseException | None = None
+        self.entered: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self.ended: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        """Hold it until told to leave; raises what entering or leaving raises."""
+        error: BaseException | None = None
+        try:
+            async with self._manager as value:
+                self.entered.set_result(value)
+                await self._leaving.wait()
+                error = self._error
+                if error is not None:
+                    raise error
+        except BaseException as raised:
+            if raised is not error:
+                raise
+
+    def leave(self, error: BaseException | None) -> None:
+        """End the hold; in Trio's thread."""
+        self._error = error if isinstance(error, Exception) else None
+        self._leaving.set()
+
+
+async def _ended(future: asyncio.Future[Any]) -> None:
+    """Wait for a future, however often this task is cancelled meanwhile; its outcome is looked at.
+
+    Bounded by what it waits for: a cancelled call ends with its work, or after its grace.
+    """
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    if not future.cancelled():
+        future.exception()
 
 
 @contextmanager
@@ -183,20 +253,28 @@ async def connect_asyncio(
 
     Raises: what entering raises.
     """
-    # Entered and left by one thread, which is not the loop's.
+    loop = asyncio.get_running_loop()
+    # The portal is started and stopped by one thread, which is not the loop's.
     with concurrent.futures.ThreadPoolExecutor(1, "container.ipc") as thread:
-        loop = asyncio.get_running_loop()
         starting = from_thread.start_blocking_portal("trio")
-        portal = await loop.run_in_executor(thread, starting.__enter__)
+        started = loop.run_in_executor(thread, starting.__enter__)
         try:
-            entered = portal.wrap_async_context_manager(manager)
-            value = await loop.run_in_executor(thread, entered.__enter__)
+            await asyncio.wait([started])
+            caller = AsyncioCaller(started.result(), timeout)
+            holding = _Holding(manager)
+            value = await caller.hold(holding)
+            raised: BaseException | None = None
             try:
-                yield value, AsyncioCaller(portal, timeout)
+                yield value, caller
             except BaseException as error:
-                kind, traceback = type(error), error.__traceback__
-                await loop.run_in_executor(thread, entered.__exit__, kind, error, traceback)
-                raise
-            await loop.run_in_executor(thread, entered.__exit__, None, None, None)
+                raised = error
+            await caller.let_go(holding, raised)
+            if raised is not None:
+                raise raised
+            assert holding.ended is not None
+            holding.ended.result()
         finally:
-            await loop.run_in_executor(thread, starting.__exit__, None, None, None)
+            await _ended(started)
+            if started.exception() is None:
+                stopping = loop.run_in_executor(thread, starting.__exit__, None, None, None)
+                await _ended(stopping)

@@ -227,6 +227,69 @@ def test_an_exception_of_an_asyncio_block_comes_out_of_it(served: Served) -> Non
         asyncio.run(main())
 
 
+async def run_until_ended() -> None:
+    """Work whose end takes a moment after a cancellation."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.3)
+        ENDED.append("ended")
+
+
+ENDED: list[str] = []
+
+
+def test_a_second_cancellation_waits_for_the_end_too() -> None:
+    ENDED.clear()
+
+    @asynccontextmanager
+    async def nothing() -> AsyncGenerator[None]:
+        yield
+
+    async def main() -> None:
+        async with blocking.connect_asyncio(nothing()) as (_, call):
+            task = asyncio.create_task(call(run_until_ended))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert ENDED == ["ended"]
+
+    asyncio.run(main())
+
+
+def test_cancelling_the_connecting_leaves_no_thread() -> None:
+    left: list[str] = []
+
+    @asynccontextmanager
+    async def slow() -> AsyncGenerator[None]:
+        try:
+            await trio.sleep_forever()
+            yield
+        finally:
+            left.append("left")
+
+    async def main() -> None:
+        async def connect() -> None:
+            async with blocking.connect_asyncio(slow()):
+                raise AssertionError("entered")
+
+        for seconds in (0, 0.001, 0.5):
+            task = asyncio.create_task(connect())
+            await asyncio.sleep(seconds)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    before = threading.active_count()
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert threading.active_count() == before
+    assert left
+
+
 def test_three_lines_are_enough(served: Served) -> None:
     program = textwrap.dedent(
         f"""
