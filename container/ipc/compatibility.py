@@ -120,6 +120,9 @@ class _Comparison:
         self, place: str, old: TypeDescription, new: TypeDescription, *, request: bool
     ) -> Generator[Change]:
         """Compare types; a request's may only be widened, a reply's only be narrowed."""
+        if "union" in (old.kind, new.kind):
+            yield from self.choices(place, old, new, request=request)
+            return
         wide, narrow = (new, old) if request else (old, new)
         if old.kind in ("class", "enum") and old.kind == new.kind:
             yield from self.named(place, old, new, request=request)
@@ -140,6 +143,31 @@ class _Comparison:
         elif old.text != new.text:
             way = "widened" if request else "narrowed"
             yield Change(place, f"{old.text} was {way} to {new.text}", compatible=True)
+
+    def choices(
+        self, place: str, old: TypeDescription, new: TypeDescription, *, request: bool
+    ) -> Generator[Change]:
+        """Compare unions: those choices that both have with each other, the others as a whole."""
+        before = list(old.arguments if old.kind == "union" else (old,))
+        after = list(new.arguments if new.kind == "union" else (new,))
+        alone: list[TypeDescription] = []
+        for one in before:
+            other = next((it for it in after if _same(one, it)), None)
+            if other is None:
+                alone.append(one)
+            else:
+                after.remove(other)
+                yield from self.types(place, one, other, request=request)
+        gone = [one for one in alone if request and not self._held(one, after)]
+        more = [one for one in after if not request and not self._held(one, alone)]
+        if gone or more:
+            yield Change(place, f"its type was {old.text} and is {new.text}", compatible=False)
+        elif alone or after:
+            way = "widened" if request else "narrowed"
+            yield Change(place, f"{old.text} was {way} to {new.text}", compatible=True)
+
+    def _held(self, narrow: TypeDescription, choices: list[TypeDescription]) -> bool:
+        return any(self.holds(wide, narrow, request=True) for wide in choices)
 
     def named(
         self, place: str, old: TypeDescription, new: TypeDescription, *, request: bool
@@ -183,6 +211,15 @@ class _Comparison:
             self.holds(one, other, request=request)
             for one, other in zip(wide.arguments, narrow.arguments, strict=True)
         )
+
+
+def _same(one: TypeDescription, other: TypeDescription) -> bool:
+    """Are these the same choice of two unions, whatever changed inside?"""
+    if one.kind != other.kind:
+        return False
+    if one.kind in ("class", "enum", "endpoint"):
+        return one.name == other.name
+    return one.kind != "literal" or one.values == other.values
 
 
 # --- recording ------------------------------------------------------------------------------------

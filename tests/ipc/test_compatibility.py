@@ -115,6 +115,24 @@ async def sends_int(self: Any, x: SendChannel[int]) -> None: ...
 async def sends_int_or_str(self: Any, x: SendChannel[int | str]) -> None: ...
 async def receives_int(self: Any, x: ReceiveChannel[int]) -> None: ...
 async def receives_int_or_str(self: Any, x: ReceiveChannel[int | str]) -> None: ...
+def renamed(cls: type, name: str) -> type:
+    """Return a class under another's name: the same one, of a later version."""
+    later = type(name, (cls,), {"__module__": cls.__module__, "__annotations__": {}})
+    later.__doc__ = cls.__doc__
+    return frozen(later)
+
+
+LaterItem: Any = renamed(LongerItem, "Item")
+MustItem: Any = renamed(StricterItem, "Item")
+
+
+async def takes_item_or_none(self: Any, x: Item | None) -> None: ...
+async def takes_later_item_or_none(self: Any, x: LaterItem | None) -> None: ...
+async def takes_must_item_or_none(self: Any, x: MustItem | None) -> None: ...
+async def gives_item_or_none(self: Any) -> Item | None: ...
+async def gives_later_item_or_none(self: Any) -> LaterItem | None: ...
+async def sends_int_or_none(self: Any, x: SendChannel[int] | None) -> None: ...
+async def sends_float_or_none(self: Any, x: SendChannel[float] | None) -> None: ...
 def holds_int(self: Any) -> AbstractAsyncContextManager[int]: ...
 def streams_int(self: Any) -> AbstractAsyncContextManager[ReceiveChannel[int]]: ...
 def streams_float(self: Any) -> AbstractAsyncContextManager[ReceiveChannel[float]]: ...
@@ -142,6 +160,13 @@ def streams_float(self: Any) -> AbstractAsyncContextManager[ReceiveChannel[float
         (sends_int, sends_int_or_str, ", x, item: its type was int and is int | str"),
         (receives_int_or_str, receives_int, ", x, item: its type was int | str and is int"),
         (streams_int, streams_float, ", result, item: its type was int and is float"),
+        (
+            takes_item_or_none,
+            takes_must_item_or_none,
+            ", x, tag: the field was added and must be given",
+        ),
+        (takes_later_item_or_none, takes_item_or_none, ", x, tag: the field was removed"),
+        (sends_int_or_none, sends_float_or_none, ", x, item: its type was int and is float"),
         (holds_int, gives_int, ": it was a scope and is a call"),
     ],
 )
@@ -170,6 +195,9 @@ def test_an_incompatible_change_is_named(
         (sends_int_or_str, sends_int, ", x, item: int | str was narrowed to int"),
         (receives_int, receives_int_or_str, ", x, item: int was widened to int | str"),
         (takes_nested, takes_longer_nested, ", x, items, tag: the field was added"),
+        (takes_item_or_none, takes_later_item_or_none, ", x, tag: the field was added"),
+        (gives_item_or_none, gives_later_item_or_none, ", result, tag: the field was added"),
+        (sends_float_or_none, sends_int_or_none, ", x, item: float was narrowed to int"),
     ],
 )
 def test_a_compatible_change_is_told_apart(
