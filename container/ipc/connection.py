@@ -30,7 +30,7 @@ from container.ipc.channel_ends import ChannelEnds
 from container.ipc.codec import Incoming, RouteCodec
 from container.ipc.errors import Fate, PeerGone
 from container.ipc.greeting import Greeting
-from container.ipc.handling import Handler, Handlers
+from container.ipc.handling import Handler, Handlers, Load
 from container.ipc.judging import Judge
 from container.ipc.liveness import Liveness
 from container.ipc.peer import Policy
@@ -102,13 +102,14 @@ class Connection:
         denied: frozenset[str] = frozenset(),
         policy: Policy,
         limits: Limits,
+        load: Load | None = None,
     ) -> None:
         self._transport = transport
         self._accepts = accepts
         self._limits = limits
         self._machine = Machine(limits, _partial)
         self._judge = Judge(policy, transport.connected_uid)
-        self._writer = Writer(transport, self._lose, self._start_writer)
+        self._writer = Writer(transport, self._unwritable, self._start_writer, limits.answer_bytes)
         self._ends = ChannelEnds(self._machine, self._writer, limits.decode_inline_bytes)
         self._handlers = Handlers(
             self._machine,
@@ -119,6 +120,7 @@ class Connection:
             routes or {},
             offered or {},
             denied,
+            load or Load(),
         )
         self._liveness = Liveness(
             limits.liveness_seconds,
@@ -331,6 +333,12 @@ class Connection:
         if self._io is not None:
             self._io.cancel_scope.cancel()
 
+    def _unwritable(self, why: str) -> None:
+        if self._accepts or self._machine.peer is not None:
+            self._lose(why)
+        # Else the server has closed without waiting for our hello, and may have said why: what it
+        # said, and the end, are still to be read.
+
     def _start_writer(self) -> None:
         if self._io is not None:
             self._io.start_soon(self._writer.run)
@@ -369,6 +377,9 @@ class Connection:
 
     async def _close(self) -> None:
         """End what is awaited here, write what is queued, bounded, say goodbye, and end."""
+        if not self.lost and self._accepts:
+            # What was called before the goodbye is refused by name, not dropped.
+            await self._reader.settle()
         if not self.lost:
             self.calls.close()
             if self._machine.state is State.OPEN:
@@ -388,6 +399,7 @@ async def open_connection(
     routes: Mapping[str, Handler] | None = None,
     offered: Mapping[str, tuple[int, str]] | None = None,
     denied: frozenset[str] = frozenset(),
+    load: Load | None = None,
 ) -> AsyncGenerator[Connection]:
     """Speak on a transport while the block runs; owns the transport.
 
@@ -399,9 +411,10 @@ async def open_connection(
         routes: What is served to the peer, by route path.
         offered: Contracts for hello: served (accepting side) or asked for.
         denied: Routes that the contract has and this endpoint does not offer.
+        load: What the server runs, shared by its connections.
 
     Raises:
-        PeerGone, PermissionDenied, Incompatible: no conversation came about.
+        PeerGone, PermissionDenied, Incompatible, Overloaded: no conversation came about.
     """
     connection = Connection(
         transport,
@@ -411,6 +424,7 @@ async def open_connection(
         denied=denied,
         policy=policy,
         limits=limits or Limits(),
+        load=load,
     )
     # What the block raises must not be wrapped in a group by the nursery of our own tasks, so it
     # is carried around it.

@@ -141,6 +141,11 @@ class Reader:
             self._lose(f"protocol: {error}")
             return []
 
+    async def settle(self) -> None:
+        """Let the connection's own reader read what is there, now that nobody leads any more."""
+        for _ in range(2):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
     # --- leaders ------------------------------------------------------------------------------
 
     def hand_over(self, nursery: trio.Nursery) -> None:

@@ -306,12 +306,17 @@ async def test_terminal_frames_leave_though_the_servers_buffers_are_full_when_it
             await trio.sleep_forever()
 
     theirs, ours = memory_pair(4096)
+    server = Server((BigService(),))
     stop = trio.CancelScope()
     seen: list[Any] = []
 
     async def serve() -> None:
         with stop:
-            await Server((BigService(),)).serve(theirs)
+            await server.serve(theirs)
+
+    def replies_wait() -> bool:
+        live = server._live  # pyright: ignore[reportPrivateUsage]
+        return any(connection.statistics().queued_frames for connection in live)
 
     async def call(method: Any) -> None:
         try:
@@ -327,11 +332,13 @@ async def test_terminal_frames_leave_though_the_servers_buffers_are_full_when_it
                 await trio.testing.wait_all_tasks_blocked()
                 for _ in range(3):
                     calls.start_soon(call, big.get)
-                # The server stops while its replies wait for room.
-                await trio.lowlevel.checkpoint()
+                while not replies_wait():
+                    await trio.lowlevel.checkpoint()
                 stop.cancel()
     assert len(seen) == 4
     assert all(item == 300_000 or isinstance(item, Unavailable) for item in seen)
+    assert 300_000 in seen
+    assert any(isinstance(item, Unavailable) for item in seen)
 
 
 async def test_a_server_does_not_wait_for_ever_for_a_client_that_does_not_read(
