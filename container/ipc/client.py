@@ -30,7 +30,7 @@ from container.ipc.errors import (
 )
 from container.ipc.peer import Policy, same_user_or_root
 from container.ipc.scope import RemoteScope
-from container.ipc.transport import SocketTransport, Transport
+from container.ipc.transport import SocketTransport, Transport, no_descriptor
 from container.ipc.wire.limits import Limits
 
 C = TypeVar("C", bound=Contract)
@@ -50,11 +50,14 @@ def dial(path: str | os.PathLike[str]) -> socket.socket:
     Raises:
         PeerGone: nobody listens there (`fate` is refused).
         PermissionDenied: the file system does not let us.
-        Overloaded: the listener's backlog is full.
+        Overloaded: the listener's backlog is full, or this process has no descriptor left.
         InvalidArgument: the path is too long for a socket.
     """
     where = os.fspath(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise no_descriptor(error) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         sock.setblocking(False)

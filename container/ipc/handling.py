@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import trio
-from attrs import frozen
+from attrs import define, frozen
 
 from container.ipc import context, tracing, wire_errors
 from container.ipc.channel_ends import ChannelEnds
@@ -47,6 +47,14 @@ NOTHING = msgspec.msgpack.encode((None,))
 _connections = itertools.count(1)
 SLACK = 0.001
 """Added to a callee's deadline, so that the caller's own fires first."""
+
+
+@define(eq=False)
+class Load:
+    """What one server runs, on all of its connections."""
+
+    running: int = 0
+    """Calls and scopes."""
 
 
 @frozen
@@ -98,6 +106,7 @@ class Handlers:
         routes: What is served, by route path.
         offered: Names of what is served, for messages.
         denied: Routes that the contract has and this endpoint does not offer.
+        load: What the server runs, this connection included.
     """
 
     def __init__(
@@ -110,7 +119,9 @@ class Handlers:
         routes: Mapping[str, Handler],
         offered: Mapping[str, tuple[int, str]],
         denied: frozenset[str],
+        load: Load,
     ) -> None:
+        self._load = load
         self._machine = machine
         self._writer = writer
         self._ends = ends
@@ -247,6 +258,7 @@ class Handlers:
             began=trio.current_time() if tracing.watchers else 0.0,
         )
         self._running[event.id] = handling
+        self._load.running += 1
         incoming = NOTHING_IN
         if event.descriptors or event.channels:
             incoming = self._ends.owned(False, event.id, event.descriptors, event.channels)
@@ -265,6 +277,8 @@ class Handlers:
             return Unavailable(f"{route}: {wire_errors.process_name()} serves nothing here")
         handler = self._routes.get(route)
         if handler is not None:
+            if self._load.running >= self._limits.handlers:
+                return Overloaded(f"{route}: {self._limits.handlers} calls run here already")
             if event.scope is not handler.codec.is_scope:
                 kind = "scope" if handler.codec.is_scope else "call"
                 return Incompatible(f"{route} is a {kind} here: the two sides differ in versions")
@@ -372,6 +386,7 @@ class Handlers:
                 incoming.close()
             handling.cancel_detached()
             del self._running[handling.id]
+            self._load.running -= 1
             if self._idle is not None and not self._running:
                 self._idle.set()
             frame = None
@@ -443,6 +458,8 @@ class Handlers:
                     frame = self._writer.transmit(data, descriptors)
                 except OSError:
                     raise refused from None
+                if frame is not None:
+                    self._writer.count(frame)
                 if gifts:
                     sender = handling.sender
                     self._ends.give(False, handling.id, sender, outgoing.channels, gifts)

@@ -28,11 +28,14 @@ from container.ipc.connection import Connection, open_connection
 from container.ipc.contract import Contract, ContractError, contracts_of
 from container.ipc.descriptor import Fd
 from container.ipc.endpoint import Endpoint
-from container.ipc.errors import AlreadyExists, ContainerError, PermissionDenied
-from container.ipc.handling import Handler
+from container.ipc.errors import AlreadyExists, ContainerError, Overloaded, PermissionDenied
+from container.ipc.handling import Handler, Load
 from container.ipc.peer import Policy, same_user
 from container.ipc.transport import SocketTransport, Transport, memory_pair, socket_pair
+from container.ipc.wire.frames import EndedBy
 from container.ipc.wire.limits import Limits
+from container.ipc.wire.machine import Budget, Machine
+from container.ipc.wire_errors import process_name, to_wire
 
 logger = logging.getLogger("container.ipc")
 
@@ -50,6 +53,8 @@ class ServerStatistics:
     """Since the beginning."""
     refused: int
     """Connections beyond the limit of their user."""
+    running: int
+    """Calls and scopes that run on all of them."""
 
 
 @define(eq=False)
@@ -76,6 +81,7 @@ class Server:
     _draining: bool = field(default=False, init=False)
     _accepted: int = field(default=0, init=False)
     _refused: int = field(default=0, init=False)
+    _load: Load = field(factory=Load, init=False)
 
     def __attrs_post_init__(self) -> None:
         for service in self.services:
@@ -94,7 +100,9 @@ class Server:
 
     def statistics(self) -> ServerStatistics:
         """Return a frozen look."""
-        return ServerStatistics(self._connections.total(), self._accepted, self._refused)
+        return ServerStatistics(
+            self._connections.total(), self._accepted, self._refused, self._load.running
+        )
 
     def peer_pids(self) -> frozenset[int]:
         """Return the processes that have spoken on the connections that are open now."""
@@ -114,6 +122,7 @@ class Server:
                 routes=self._routes,
                 offered=self._offered,
                 denied=frozenset(self._denied),
+                load=self._load,
             ) as connection:
                 self._live.add(connection)
                 try:
@@ -185,7 +194,7 @@ class Server:
         uid = transport.connected_uid or 0
         if self._connections[uid] >= self.limits.connections_per_user:
             self._refused += 1
-            transport.close()
+            self._refuse(transport)
             return
         self._accepted += 1
         self._connections[uid] += 1
@@ -195,6 +204,17 @@ class Server:
             self._connections[uid] -= 1
             if not self._connections[uid]:
                 del self._connections[uid]
+
+    def _refuse(self, transport: Transport) -> None:
+        """Say why there is no conversation, if it can be said at once, and close."""
+        most = self.limits.connections_per_user
+        error = Overloaded(f"{process_name()} has {most} connections of this user already")
+        machine = Machine(self.limits, Budget(0))
+        try:
+            transport.send(machine.error(0, EndedBy.ITSELF, to_wire(error, "hello")), ())
+        except OSError:
+            pass  # it is gone, or reads nothing
+        transport.close()
 
 
 def bind(path: str | os.PathLike[str], *, mode: int = 0o600) -> socket.socket:

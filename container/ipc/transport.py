@@ -19,6 +19,7 @@ from typing import NamedTuple
 import trio
 from attrs import define, field
 
+from container.ipc.errors import Overloaded
 from container.ipc.peer import Sender
 
 READ_BYTES = 65536
@@ -259,9 +260,24 @@ def memory_pair(room: int = 212992) -> tuple[MemoryTransport, MemoryTransport]:
     return MemoryTransport(one, two), MemoryTransport(two, one)
 
 
+def no_descriptor(error: OSError) -> Overloaded:
+    """Return the error for a socket that could not be made. Source: socket(2)."""
+    return Overloaded(
+        f"no socket can be made: {error.strerror}",
+        hint="close descriptors, or raise the limit (ulimit -n)",
+    )
+
+
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Return a connected pair, credentials asked for on both ends before anything can be sent."""
-    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    """Return a connected pair, credentials asked for on both ends before anything can be sent.
+
+    Raises:
+        Overloaded: this process, or the system, has no descriptors left.
+    """
+    try:
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise no_descriptor(error) from error
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return pair

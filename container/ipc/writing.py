@@ -9,6 +9,7 @@ that made it.
 from __future__ import annotations
 
 import errno
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,8 @@ import trio
 from attrs import define
 
 from container.ipc.transport import Transport
+
+logger = logging.getLogger("container.ipc")
 
 TOO_MANY_DESCRIPTORS = (errno.ETOOMANYREFS, errno.EMFILE)
 """The kernel takes no more descriptors of this user now; nothing was written."""
@@ -33,6 +36,8 @@ class Frame:
     begun: bool = False
     answer: bool = False
     """It ends a call of the peer's, which still counts against the peer until this has left."""
+    counted: int = 0
+    """Bytes of it that count against the peer, which asked for them, until it has left."""
     written: trio.Event | None = None
     """Set once the frame has left, or never will."""
     refused: Callable[[], None] | None = None
@@ -47,10 +52,15 @@ class Writer:
         lose: Called with the reason when the transport takes nothing any more.
         start: Called when there is something for `run` to do for the first time: most connections
             never wait to be written to, and have no task for it.
+        answer_bytes: Answers that may wait here before the peer's connection ends.
     """
 
     def __init__(
-        self, transport: Transport, lose: Callable[[str], None], start: Callable[[], None]
+        self,
+        transport: Transport,
+        lose: Callable[[str], None],
+        start: Callable[[], None],
+        answer_bytes: int,
     ) -> None:
         self._transport = transport
         self._lose = lose
@@ -64,6 +74,8 @@ class Writer:
         self._batched = 0
         self.answers = 0
         """Terminal frames that wait here."""
+        self._answer_bytes = answer_bytes
+        self._counted = 0
 
     def __len__(self) -> int:
         return len(self._control) + len(self._queue)
@@ -139,8 +151,21 @@ class Writer:
         (self._control if control else self._queue).append(frame)
         if frame.answer:
             self.answers += 1
+            self.count(frame)
         self._rouse()
-        return frame
+        return None if self._ended else frame
+
+    def count(self, frame: Frame) -> None:
+        """Count a frame that waits against the peer; too many bytes end its connection.
+
+        The peer asks for more than it reads, and these bytes would fill memory. It can't be told:
+        it would have to read what waits first.
+        """
+        frame.counted = len(frame.view)
+        waited, self._counted = self._counted, self._counted + frame.counted
+        if waited and self._counted > self._answer_bytes:
+            logger.warning("a peer lets more than %s bytes of answers wait", self._answer_bytes)
+            self._lose(f"overloaded: more than {self._answer_bytes} bytes of answers wait")
 
     def _rouse(self) -> None:
         self._wake.set()
@@ -153,9 +178,13 @@ class Writer:
         if frame.begun or frame not in self._queue:
             return False
         self._queue.remove(frame)
+        self._left(frame)
+        return True
+
+    def _left(self, frame: Frame) -> None:
+        self._counted -= frame.counted
         if frame.answer:
             self.answers -= 1
-        return True
 
     def end(self) -> None:
         """Drop what is queued and wake who waits for it; nothing is sent any more."""
@@ -166,7 +195,7 @@ class Writer:
         self._queue.clear()
         self._control.clear()
         self._batch.clear()
-        self.answers = 0
+        self.answers = self._counted = 0
 
     async def drain(self) -> None:
         """Wait until all that is queued has left, or the connection has ended."""
@@ -202,8 +231,7 @@ class Writer:
                         return
                     refused = True
                 queue.popleft()
-                if frame.answer:
-                    self.answers -= 1
+                self._left(frame)
                 if refused:
                     if frame.refused is not None:
                         frame.refused()

@@ -185,7 +185,7 @@ async def test_without_stackscope_a_stack_is_followed_to_where_it_waits(
     monkeypatch.setitem(sys.modules, "stackscope", None)
     async with open_service(KeysService(), at=path), introspect(path) as look:
         tasks = await look.tasks(innermost=True)
-    assert any("Server.listen" in line for task in tasks for line in task.stack)
+    assert any("Server._accept" in line for task in tasks for line in task.stack)
 
 
 async def collect(steps: trio.abc.ReceiveChannel[Seen], until: str) -> list[Seen]:

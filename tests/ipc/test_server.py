@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import resource
 import socket
 import stat
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,8 @@ from container.ipc import (
 from container.ipc.client import connect, connect_contract, connection_proxy, dial
 from container.ipc.server import Server
 from container.ipc.wire.machine import ErrorReceived, ReplyReceived
+
+from .open_files import few_descriptors
 
 
 class Echo(Contract, name="echo"):
@@ -278,7 +279,7 @@ async def test_a_user_may_hold_so_many_connections_and_no_more(tmp_path: Path) -
         EchoService(), at=path, limits=Limits(connections_per_user=2)
     ) as server:
         async with Echo.connect(path), Echo.connect(path):
-            with pytest.raises(PeerGone):
+            with pytest.raises(Overloaded, match="2 connections of this user"):
                 async with Echo.connect(path):
                     raise AssertionError("a third was served")
             assert server.statistics().connections == 2
@@ -287,23 +288,6 @@ async def test_a_user_may_hold_so_many_connections_and_no_more(tmp_path: Path) -
         async with Echo.connect(path) as echo:
             assert await echo.say(b"x") == b"x"
         assert server.statistics().accepted == 3
-
-
-@contextmanager
-def few_descriptors(more: int) -> Iterator[None]:
-    """Allow this process `more` descriptors than it has."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(number) for number in os.listdir("/proc/self/fd"))
-    fillers = [os.open("/dev/null", os.O_RDONLY)]
-    while fillers[-1] < highest:
-        fillers.append(os.open("/dev/null", os.O_RDONLY))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + more, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for filler in fillers:
-            os.close(filler)
 
 
 async def test_a_server_out_of_descriptors_waits_and_serves_who_is_connected(

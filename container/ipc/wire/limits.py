@@ -33,8 +33,13 @@ class Limits:
     """So much of a connection's partly received frame does not count towards that."""
     decode_inline_bytes: int = 1024 * 1024
     """Larger bodies are decoded in a worker thread, so that they don't stop the loop."""
+    answer_bytes: int = 64 * 1024 * 1024
+    """Answers that wait for one peer to read them; the connection of one that lets more pile up
+    ends. A single answer may always wait."""
     connections_per_user: int = 1024
-    """Open connections that one server accepts from one user."""
+    """Open connections that one server accepts from one user. One more is told `overloaded`."""
+    handlers: int = 16384
+    """Calls and scopes that run in one server, of all its connections; one more is `overloaded`."""
 
 
 LEAST = {"frame_bytes": 65536, "frame_descriptors": 0, "in_flight": 1, "channels": 0}
