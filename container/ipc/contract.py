@@ -200,7 +200,8 @@ def _route(contract: type[Contract], name: str, function: Callable[..., Any]) ->
             )
     elif typing.get_origin(result) in (AbstractAsyncContextManager, typing.AsyncContextManager):
         kind = "scope"
-        result = typing.get_args(result)[0]
+        (result, *_) = typing.get_args(result)
+        result = type(None) if result is None else result  # the alias keeps None as it is written
         _check_type(result, f"{where}, value", frozenset())
     else:
         raise ContractError(

@@ -164,9 +164,12 @@ def test_a_method_that_returns_a_context_manager_is_a_scope() -> None:
         def ticks(self) -> AbstractAsyncContextManager[ReceiveChannel[Port]]: ...
         @abstractmethod
         async def copy(self, progress: SendChannel[int]) -> int: ...
+        @abstractmethod
+        def pause(self) -> AbstractAsyncContextManager[None]: ...
 
     routes = routes_of(Leases)
-    assert [route.kind for route in routes.values()] == ["scope", "scope", "call"]
+    assert [route.kind for route in routes.values()] == ["scope", "scope", "call", "scope"]
+    assert routes["pause"].result is type(None)
     assert routes["lease"].result is Port
     assert routes["ticks"].result == ReceiveChannel[Port]
 
