@@ -70,6 +70,7 @@ class Calls:
         self._ends = ends
         self._judge = judge
         self._limits = limits
+        self._inline = limits.decode_inline_bytes
         self._begun = begun
         self._timers = timers
         self.pending: dict[int, Call] = {}
@@ -102,12 +103,44 @@ class Calls:
             trio.ClosedResourceError: this side's own block of the connection ended.
         """
         values = codec.lower(codec.bind(args, kwargs))
+        if codec.arguments_hold or tracing.sinks:
+            return await self._call_long(codec, values)
+        # Nearly every call: all of it in this frame, since each more costs at every step.
+        until = trio.current_effective_deadline()
+        machine = self._machine
+        if until == -math.inf or len(machine.outgoing) >= machine.peer_in_flight:
+            until = await self._wait_for_room()
+        path = codec.path
+        if self.lost or self.closed_here or self.draining is not None:
+            raise self.gone(path, Fate.NOT_SENT)
+        grace = context.grace_of_task(self._limits.grace_seconds)
+        timeout = None
+        if until != math.inf:
+            timeout = math.ceil(max(until - trio.current_time(), 0) * 1e9)
+        head = (path, timeout, int(grace * 1e9), tracing.current(), values)
+        payload = encode(head, NOTHING_OUT, path)
+        if len(payload) > machine.peer_frame_bytes:
+            check_size(path, payload, NOTHING_OUT, machine)
+        number, data = machine.call(payload)
+        frame = self._writer.transmit(data, ())
+        if self.lost:
+            raise self.gone(path, Fate.NOT_SENT)
+        # Only now: losing the connection wakes what is pending, and this task does not wait yet.
+        call = Call(self, number, path, trio.lowlevel.current_task(), frame, grace)
+        self.pending[number] = call
+        self._begun()
+        event = await trio.lowlevel.wait_task_rescheduled(call.abort)
+        raw = event.value
+        if not event.descriptors and (raw is None or len(raw) <= self._inline):
+            return codec.result_of(raw, NOTHING_IN)
+        return await self._decode(codec, event)
+
+    async def _call_long(self, codec: RouteCodec, values: dict[str, Any]) -> Any:
+        """Make a call whose arguments may hold something, or that somebody watches."""
         outgoing = Outgoing() if codec.arguments_hold else NOTHING_OUT
         trace = tracing.current()
-        if not tracing.active():
+        if not tracing.sinks:
             event = await self.call_raw(codec.path, values, outgoing, trace)
-            if not event.descriptors and self._is_small(event):
-                return codec.result_of(event.value, NOTHING_IN)
             return await self._decode(codec, event)
         span = tracing.begin("client", codec.path, trace)
         try:
@@ -142,13 +175,8 @@ class Calls:
         """
         encoded = False
         try:
-            until = trio.current_effective_deadline()
-            if until == -math.inf:
-                await trio.lowlevel.checkpoint_if_cancelled()
             machine = self._machine
-            while not self.lost and len(machine.outgoing) >= machine.peer_in_flight:
-                await self.room.park()
-                until = trio.current_effective_deadline()
+            until = await self._wait_for_room()
             if self.lost or self.closed_here or self.draining is not None:
                 raise self.gone(route, Fate.NOT_SENT)
             grace = context.grace_of_task(self._limits.grace_seconds)
@@ -164,10 +192,10 @@ class Calls:
                 payload = with_gifts(payload, gifts)
             if descriptors or len(payload) > machine.peer_frame_bytes:
                 check_size(route, payload, outgoing, machine)
-            call, abort = self._begin(route, payload, descriptors, grace, scope)
+            call = self._begin(route, payload, descriptors, grace, scope)
             if gifts:
                 self._ends.give(True, call.id, None, outgoing.channels, gifts)
-            return await trio.lowlevel.wait_task_rescheduled(abort)
+            return await trio.lowlevel.wait_task_rescheduled(call.abort)
         finally:
             if outgoing is not NOTHING_OUT:
                 if not encoded:
@@ -176,8 +204,22 @@ class Calls:
                         encode(values, outgoing, route)
                 outgoing.sent(result=False)
 
+    async def _wait_for_room(self) -> float:
+        """Wait until the peer accepts a call more; return the task's effective deadline.
+
+        A checkpoint only if the task is cancelled, or has to wait.
+        """
+        until = trio.current_effective_deadline()
+        if until == -math.inf:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        machine = self._machine
+        while not self.lost and len(machine.outgoing) >= machine.peer_in_flight:
+            await self.room.park()
+            until = trio.current_effective_deadline()
+        return until
+
     def _is_small(self, event: ReplyReceived | OpenedReceived) -> bool:
-        return event.value is None or len(event.value) <= self._limits.decode_inline_bytes
+        return event.value is None or len(event.value) <= self._inline
 
     async def _decode(self, codec: RouteCodec, event: ReplyReceived) -> Any:
         incoming = Incoming.of(event.descriptors)
@@ -206,8 +248,8 @@ class Calls:
         descriptors: Sequence[int],
         grace: float,
         scope: RemoteScope | None,
-    ) -> tuple[Call, Callable[[Callable[[], Any]], trio.lowlevel.Abort]]:
-        """Send a call of this task; return it, and what its wait is aborted with."""
+    ) -> Call:
+        """Send a call of this task; return what it waits with."""
         if scope is None:
             number, data = self._machine.call(payload, len(descriptors))
         else:
@@ -222,43 +264,39 @@ class Calls:
             raise
         if self.lost:
             raise self.gone(route, Fate.NOT_SENT)
-        call = Call(number, route, trio.lowlevel.current_task(), frame)
+        call = Call(self, number, route, trio.lowlevel.current_task(), frame, grace)
         call.scope = scope
-        # Only now: losing the connection wakes what is pending, and this task does not wait yet.
+        # Only now: as in `call`.
         self.pending[number] = call
         if frame is not None and descriptors:
             frame.refused = lambda: self._refused(call)
         self._begun()
-        return call, self._abort(call, grace)
+        return call
 
-    def _abort(
-        self, call: Call, grace: float
-    ) -> Callable[[Callable[[], Any]], trio.lowlevel.Abort]:
-        """Return what the wait for a call's terminal is aborted with."""
+    def abort(self, call: Call, raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
+        """End the wait of a cancelled caller; `Call.abort` of each call is this.
 
-        def abort(raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
-            # Called once, must not raise: after it only a terminal, the grace's end or the
-            # connection's end can wake this task.
-            if call.stage is Stage.HELD:
-                self.pending.pop(call.id, None)
-                return trio.lowlevel.Abort.SUCCEEDED
-            if call.frame is not None and self._writer.withdraw(call.frame):
-                self.pending.pop(call.id, None)
-                self._forget(call.id)
-                return trio.lowlevel.Abort.SUCCEEDED
-            if call.stage is Stage.SENT:
-                self._cancel(call, grace, raise_cancel)
-            else:
-                call.raise_cancel = raise_cancel
-            return trio.lowlevel.Abort.FAILED
+        Called once, must not raise: after it only a terminal, the grace's end or the connection's
+        end can wake the task.
+        """
+        if call.stage is Stage.HELD:
+            self.pending.pop(call.id, None)
+            return trio.lowlevel.Abort.SUCCEEDED
+        if call.frame is not None and self._writer.withdraw(call.frame):
+            self.pending.pop(call.id, None)
+            self._forget(call.id)
+            return trio.lowlevel.Abort.SUCCEEDED
+        if call.stage is Stage.SENT:
+            self._cancel(call, raise_cancel)
+        else:
+            call.raise_cancel = raise_cancel
+        return trio.lowlevel.Abort.FAILED
 
-        return abort
-
-    def _cancel(self, call: Call, grace: float, raise_cancel: Callable[[], Any]) -> None:
+    def _cancel(self, call: Call, raise_cancel: Callable[[], Any]) -> None:
         """Send the cancel of a call; its wait ends with its terminal or with the grace."""
         call.stage, call.raise_cancel = Stage.CANCELLING, raise_cancel
-        self._writer.send_control(self._machine.cancel(call.id, int(grace * 1e9)))
-        self._timers.after(grace, lambda: self._grace_over(call, grace))
+        self._writer.send_control(self._machine.cancel(call.id, int(call.grace * 1e9)))
+        self._timers.after(call.grace, lambda: self._grace_over(call))
 
     def _forget(self, number: int) -> None:
         """Give back the id of a call of which no byte was sent."""
@@ -310,11 +348,11 @@ class Calls:
         data = self._machine.close(scope.number, failed, int(grace * 1e9) if failed else 0)
         # No control frame: it must not overtake items.
         self._writer.transmit(data, ())
-        call = self._await_end(scope)
+        call = self._await_end(scope, grace)
         if failed:
             # The callee bounds the clean-up of a failed block; this is for one that does not.
-            self._timers.after(2 * grace, lambda: self._close_over(call, grace))
-        await trio.lowlevel.wait_task_rescheduled(self._abort(call, grace))
+            self._timers.after(2 * grace, lambda: self._close_over(call))
+        await trio.lowlevel.wait_task_rescheduled(call.abort)
 
     async def cancel_scope(self, scope: RemoteScope) -> None:
         """Leave a scope whose holder is cancelled; wait for its clean-up, at most the grace.
@@ -324,23 +362,23 @@ class Calls:
         grace = context.grace_of_task(self._limits.grace_seconds)
         del self.held[scope.number]
         self._writer.send_control(self._machine.cancel(scope.number, int(grace * 1e9)))
-        call = self._await_end(scope)
+        call = self._await_end(scope, grace)
         call.stage, call.raise_cancel = Stage.CANCELLING, _nothing
-        self._timers.after(grace, lambda: self._grace_over(call, grace))
+        self._timers.after(grace, lambda: self._grace_over(call))
         with trio.CancelScope(shield=True):
-            await trio.lowlevel.wait_task_rescheduled(self._abort(call, grace))
+            await trio.lowlevel.wait_task_rescheduled(call.abort)
 
-    def _await_end(self, scope: RemoteScope) -> Call:
+    def _await_end(self, scope: RemoteScope, grace: float) -> Call:
         """Enter this task as what waits for a scope's terminal."""
         if self.lost:
             raise self.gone(scope.route, Fate.UNKNOWN)
-        call = Call(scope.number, scope.route, trio.lowlevel.current_task(), None)
+        call = Call(self, scope.number, scope.route, trio.lowlevel.current_task(), None, grace)
         self.pending[call.id] = call
         return call
 
-    def _close_over(self, call: Call, grace: float) -> None:
+    def _close_over(self, call: Call) -> None:
         if self.pending.get(call.id) is call and call.stage is Stage.SENT:
-            self._cancel(call, grace, _nothing)
+            self._cancel(call, _nothing)
 
     def _overloaded(self, route: str) -> Overloaded:
         return Overloaded(f"{route}: too many descriptors of this user are in flight")
@@ -350,7 +388,7 @@ class Calls:
             self._forget(call.id)
             self._wake(call, outcome.Error(self._overloaded(call.route)))
 
-    def _grace_over(self, call: Call, grace: float) -> None:
+    def _grace_over(self, call: Call) -> None:
         if self.pending.get(call.id) is not call:
             return
         if call.stage is Stage.HELD:
@@ -361,7 +399,7 @@ class Calls:
         self._machine.abandon_call(call.id)
         self._ends.finish(True, call.id)
         logger.warning(
-            "%s overstayed the grace of %.3f s; its answer is dropped", call.route, grace
+            "%s overstayed the grace of %.3f s; its answer is dropped", call.route, call.grace
         )
         assert call.raise_cancel is not None
         self._wake(call, outcome.capture(call.raise_cancel))
@@ -415,7 +453,8 @@ class Calls:
         if not self._judge.admits(event.sender, None):
             incoming.close()
             stranger = outcome.Error(self._judge.stranger(event.sender, call.route))
-            self._cancel(call, 0, stranger.unwrap)
+            call.grace = 0
+            self._cancel(call, stranger.unwrap)
             return
         self.held[event.id] = call.scope
         self._wake(call, outcome.Value((event, incoming)))
@@ -443,7 +482,7 @@ class Calls:
             # word stands once the grace is over.
             call.stage, call.held = Stage.HELD, event
             grace = self._limits.grace_seconds
-            self._timers.after(grace, lambda: self._grace_over(call, grace))
+            self._timers.after(grace, lambda: self._grace_over(call))
         else:
             self._wake(call, outcome.Error(wire_errors.from_wire(event.error)))
 

@@ -118,7 +118,7 @@ class RouteCodec:
             InvalidArgument: one is not of its type, or can't travel.
         """
         if not self.lowers:
-            return dict(zip(self.names, values, strict=True))
+            return dict(zip(self.names, values, strict=False))
         made: dict[str, Any] = {}
         for name, hook, value in zip(self.names, self.argument_out, values, strict=True):
             try:

@@ -27,6 +27,7 @@ from container.ipc.wire.events import ErrorReceived
 from container.ipc.writing import Frame
 
 if TYPE_CHECKING:
+    from container.ipc.calling import Calls
     from container.ipc.scope import RemoteScope
 
 
@@ -44,14 +45,22 @@ class Stage(enum.Enum):
 class Call:
     """A call that waits for its terminal frame."""
 
+    calls: Calls
+    """What it was made by."""
     id: int
     route: str
     task: trio.lowlevel.Task
     frame: Frame | None
     """What waits, or waited, to be written; None if all of it left at once."""
+    grace: float
+    """Seconds that its caller waits for its end after a cancellation."""
     stage: Stage = Stage.SENT
     raise_cancel: Callable[[], Any] | None = None
     """Raises the caller's cancellation, or its Ctrl-C; called once, last."""
     held: ErrorReceived | None = None
     scope: RemoteScope | None = None
     """What it opens."""
+
+    def abort(self, raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
+        """End the wait for the terminal: the caller is cancelled."""
+        return self.calls.abort(self, raise_cancel)

@@ -58,23 +58,24 @@ class Span:
 
 Sink = Callable[[Span], None]
 
-_sinks: list[Sink] = []
+sinks: list[Sink] = []
+"""Who receives spans; a span is begun only if somebody does."""
 _context: contextvars.ContextVar[str | None] = contextvars.ContextVar("traceparent", default=None)
 
 
 def add_sink(sink: Sink) -> None:
     """Receive every span of this process from now on; the sink must not block or raise."""
-    _sinks.append(sink)
+    sinks.append(sink)
 
 
 def remove_sink(sink: Sink) -> None:
     """Receive no more spans."""
-    _sinks.remove(sink)
+    sinks.remove(sink)
 
 
 def active() -> bool:
     """True while somebody receives spans."""
-    return bool(_sinks)
+    return bool(sinks)
 
 
 def current() -> str | None:
@@ -122,7 +123,7 @@ def finish(span: Span, error: BaseException | None = None) -> None:
     span.seconds = time.time() - span.started
     if error is not None:
         span.outcome = outcome_of(error)
-    for sink in _sinks:
+    for sink in sinks:
         sink(span)
 
 
