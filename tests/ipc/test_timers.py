@@ -64,3 +64,23 @@ async def test_no_task_is_made_before_the_first_timer() -> None:
     timers.after(1, lambda: None)
     timers.after(1, lambda: None)
     assert started == [True]
+
+
+async def test_a_dropped_timer_is_not_called_and_many_of_them_are_cleared_away(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    called: list[int] = []
+    async with trio.open_nursery() as nursery:
+        timers = Timers(lambda: nursery.start_soon(timers.run))
+        kept = timers.after(3, lambda: called.append(-1))
+        for number in range(1000):
+            timers.after(5, lambda number=number: called.append(number)).drop()
+            assert len(timers) < 200
+        first = timers.after(1, lambda: called.append(1))
+        first.drop()
+        first.drop()
+        await trio.sleep(10)
+        kept.drop()
+        assert len(timers) == 0
+        nursery.cancel_scope.cancel()
+    assert called == [-1]
