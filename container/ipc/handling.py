@@ -33,6 +33,7 @@ from container.ipc.errors import (
     Unavailable,
     UnknownRoute,
 )
+from container.ipc.idle import IdleTimer
 from container.ipc.judging import Judge
 from container.ipc.timers import Timers
 from container.ipc.wire.frames import CallPayload, EndedBy, Gift
@@ -55,6 +56,20 @@ class Load:
 
     running: int = 0
     """Calls and scopes."""
+    idle: IdleTimer | None = None
+    """Told of them."""
+
+    def begin(self) -> None:
+        """Count one more."""
+        self.running += 1
+        if self.idle is not None:
+            self.idle.begin()
+
+    def end(self) -> None:
+        """Count one less."""
+        self.running -= 1
+        if self.idle is not None:
+            self.idle.end()
 
 
 @frozen
@@ -258,7 +273,7 @@ class Handlers:
             began=trio.current_time() if tracing.watchers else 0.0,
         )
         self._running[event.id] = handling
-        self._load.running += 1
+        self._load.begin()
         incoming = NOTHING_IN
         if event.descriptors or event.channels:
             incoming = self._ends.owned(False, event.id, event.descriptors, event.channels)
@@ -386,7 +401,7 @@ class Handlers:
                 incoming.close()
             handling.cancel_detached()
             del self._running[handling.id]
-            self._load.running -= 1
+            self._load.end()
             if self._idle is not None and not self._running:
                 self._idle.set()
             frame = None

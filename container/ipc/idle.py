@@ -2,26 +2,22 @@
 
 ```python
 idle = IdleTimer(300)
-async with open_service(service, at=listener):
-    await idle.wait()       # leaving the block ends the service; its next caller starts it again
+async with open_service(service, at=listener, idle=idle):
+    await trio.sleep_forever()      # ended when idle; the next caller starts it again
 ```
 
-Whatever counts as work is done inside `with idle.busy():`.
+A service's calls and scopes count by themselves; whatever else is work is done inside
+`with idle.busy():`.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, ParamSpec
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import trio
 from attrs import frozen
-
-P = ParamSpec("P")
 
 
 @frozen
@@ -51,34 +47,23 @@ class IdleTimer:
     @contextmanager
     def busy(self) -> Generator[None]:
         """Count the block as in flight. Blocks may overlap and nest."""
-        self._in_flight += 1
-        self._notify()
+        self.begin()
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self.end()
+
+    def begin(self) -> None:
+        """Count one thing more as in flight, until `end`."""
+        self._in_flight += 1
+
+    def end(self) -> None:
+        """What began is in flight no more."""
+        self._in_flight -= 1
+        if not self._in_flight:
             self._since = trio.current_time()
-            self._notify()
-
-    def counted(self, method: Callable[P, Any]) -> Callable[P, Any]:
-        """Return a method of a service whose calls, or scopes, are in flight while they last."""
-        if inspect.iscoroutinefunction(method):
-
-            @functools.wraps(method)
-            async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with self.busy():
-                    return await method(*args, **kwargs)
-
-            return call
-
-        @functools.wraps(method)
-        @asynccontextmanager
-        async def hold(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any]:
-            with self.busy():
-                async with method(*args, **kwargs) as value:
-                    yield value
-
-        return hold
+            changed, self._changed = self._changed, trio.Event()
+            changed.set()
 
     async def wait(self) -> None:
         """Wait until nothing has been in flight for the whole time.
@@ -96,7 +81,3 @@ class IdleTimer:
         """Return a frozen look."""
         idle = 0.0 if self._in_flight else trio.current_time() - self._since
         return IdleStatistics(self._in_flight, idle)
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()

@@ -30,6 +30,7 @@ from container.ipc.descriptor import Fd
 from container.ipc.endpoint import Endpoint
 from container.ipc.errors import AlreadyExists, ContainerError, Overloaded, PermissionDenied
 from container.ipc.handling import Handler, Load
+from container.ipc.idle import IdleTimer
 from container.ipc.peer import Policy, same_user
 from container.ipc.transport import SocketTransport, Transport, memory_pair, socket_pair
 from container.ipc.wire.frames import EndedBy
@@ -42,6 +43,8 @@ logger = logging.getLogger("container.ipc")
 C = TypeVar("C", bound=Contract)
 
 BACKLOG = 512
+LAST_CALL_SECONDS = 60.0
+"""How long a call may take that came while an idle server was about to end."""
 
 
 @frozen
@@ -65,13 +68,15 @@ class Server:
         services: Objects that implement contracts, open already.
         policy: Judges hello (route None) and each message.
         limits: Bounds of each connection.
-        routes: Method names that are offered; None offers all.
+        only: Method names that are offered; None offers all.
+        idle: Counts the calls and scopes that are in flight.
     """
 
     services: tuple[Contract, ...]
     policy: Policy = same_user
     limits: Limits = field(factory=Limits)
     only: frozenset[str] | None = None
+    idle: IdleTimer | None = None
     _routes: dict[str, Handler] = field(factory=dict[str, Handler], init=False)
     _denied: set[str] = field(factory=set[str], init=False)
     _offered: dict[str, tuple[int, str]] = field(factory=dict[str, Any], init=False)
@@ -81,9 +86,10 @@ class Server:
     _draining: bool = field(default=False, init=False)
     _accepted: int = field(default=0, init=False)
     _refused: int = field(default=0, init=False)
-    _load: Load = field(factory=Load, init=False)
+    _load: Load = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._load = Load(idle=self.idle)
         for service in self.services:
             contracts = contracts_of(type(service))
             if not contracts:
@@ -271,6 +277,7 @@ async def open_service(
     at: str | os.PathLike[str] | socket.socket,
     policy: Policy = same_user,
     limits: Limits | None = None,
+    idle: float | IdleTimer | None = None,
 ) -> AsyncGenerator[Server]:
     """Serve while the block runs: actors that are not open yet are opened for it.
 
@@ -280,7 +287,11 @@ async def open_service(
             which stays its owner's.
         policy: Judges hello and each message; the same effective user by default.
         limits: Bounds of each connection.
+        idle: Seconds without a call or a scope after which the block is cancelled, and left without
+            an error; or a timer, for what else counts as work. Peers that are connected are told
+            first: what they call from then on is *not sent*.
     """
+    timer = IdleTimer(idle) if isinstance(idle, (int, float)) else idle
     raised: BaseException | None = None
     async with AsyncExitStack() as stack:
         for service in services:
@@ -292,16 +303,27 @@ async def open_service(
             listener = stack.enter_context(bind(at))
             inode = os.stat(at).st_ino
             stack.callback(_unlink_own, at, inode)
-        server = Server(services, policy, limits or Limits())
+        server = Server(services, policy, limits or Limits(), idle=timer)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.listen, listener)
+            block = trio.CancelScope()
+            if timer is not None:
+                nursery.start_soon(_end_when_idle, timer, server, block)
             try:
-                yield server
+                with block:
+                    yield server
             except BaseException as error:
                 raised = error
             nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
+
+
+async def _end_when_idle(timer: IdleTimer, server: Server, block: trio.CancelScope) -> None:
+    await timer.wait()
+    # A call may have come while the others are told that it was the last.
+    await server.drain(LAST_CALL_SECONDS)
+    block.cancel()
 
 
 def _unlink_own(path: str | os.PathLike[str], inode: int) -> None:

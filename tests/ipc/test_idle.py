@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from container.ipc import Actor, Contract, in_memory, open_service
+from container.ipc import (
+    Actor,
+    Contract,
+    PeerGone,
+    bind,
+    connection_of,
+    in_memory,
+    open_service,
+)
 from container.ipc.idle import IdleTimer
 
 Clock = trio.testing.MockClock
@@ -79,29 +87,6 @@ async def test_a_failed_block_is_not_in_flight_any_more() -> None:
         IdleTimer(-1)
 
 
-async def test_a_counted_method_is_in_flight_as_long_as_its_call_or_its_scope(
-    autojump_clock: Clock,
-) -> None:
-    idle = IdleTimer(10)
-
-    async def call(seconds: float) -> str:
-        await trio.sleep(seconds)
-        return "done"
-
-    @asynccontextmanager
-    async def lease(key: str) -> AsyncGenerator[str]:
-        yield f"lease of {key}"
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(idle.wait)
-        assert await idle.counted(call)(seconds=30) == "done"
-        async with idle.counted(lease)("a") as held:
-            assert (held, idle.statistics().in_flight) == ("lease of a", 1)
-            await trio.sleep(30)
-        assert idle.statistics().in_flight == 0
-    assert trio.current_time() == pytest.approx(70)
-
-
 class Sleeper(Contract, name="sleeper"):
     @abstractmethod
     async def sleep(self, seconds: float) -> None: ...
@@ -138,3 +123,111 @@ async def test_a_call_in_flight_keeps_an_actor_open(autojump_clock: Clock) -> No
         nursery.start_soon(sleeper.sleep, 30)
         await idle.wait()
         assert trio.current_time() == pytest.approx(40)
+
+
+class Plain(Contract, name="plain"):
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None: ...
+
+    @abstractmethod
+    def lease(self) -> AbstractAsyncContextManager[int]: ...
+
+
+class PlainService(Actor, Plain):
+    closed = False
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncGenerator[int]:
+        yield 1
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[None]:
+        yield
+        await trio.sleep(0.01)  # its clean-up is not cancelled
+        self.closed = True
+
+
+async def test_an_idle_service_ends_its_block_after_its_last_call_and_scope(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    service = PlainService()
+    ended: list[float] = []
+    left: list[str] = []
+
+    async def serve() -> None:
+        async with open_service(service, at=tmp_path / "s", idle=10):
+            try:
+                await trio.sleep_forever()
+            finally:
+                left.append("the block")
+        ended.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await trio.testing.wait_all_tasks_blocked()
+        async with Plain.connect(tmp_path / "s") as plain:
+            await plain.sleep(30)
+            await trio.sleep(5)
+            async with plain.lease():
+                await trio.sleep(30)
+            assert ended == []
+            await connection_of(plain).wait_lost()
+            with pytest.raises(PeerGone):
+                await plain.sleep(1)
+    assert left == ["the block"]
+    assert ended == [pytest.approx(75, abs=0.1)]
+    assert service.closed
+    assert not service.is_open
+    assert not (tmp_path / "s").exists()
+
+
+async def test_what_fails_in_the_block_of_a_service_that_may_be_idle_comes_out(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(LookupError):
+        async with open_service(PlainService(), at=tmp_path / "s", idle=10):
+            raise LookupError
+
+
+async def test_an_idle_service_on_a_handed_over_listener_loses_no_call(tmp_path: Path) -> None:
+    """As with a socket that a launcher holds: who calls starts the next instance."""
+    path = tmp_path / "s"
+    instances = 0
+    with bind(path) as listener:
+
+        async def keep_serving() -> None:
+            nonlocal instances
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                instances += 1
+                async with open_service(PlainService(), at=listener, idle=0.01):
+                    await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_serving)
+            async with Plain.connect_named(path) as plain:
+                with trio.fail_after(30):
+                    for turn in range(30):
+                        await plain.sleep(0)
+                        await trio.sleep(0.002 * (turn % 10))
+            nursery.cancel_scope.cancel()
+    assert instances > 1
+
+
+async def test_a_timer_tells_a_service_what_else_is_work(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    timer = IdleTimer(10)
+    async with trio.open_nursery() as nursery:
+
+        async def work() -> None:
+            with timer.busy():
+                await trio.sleep(100)
+
+        nursery.start_soon(work)
+        async with open_service(PlainService(), at=tmp_path / "s", idle=timer):
+            await trio.sleep_forever()
+    assert trio.current_time() == pytest.approx(110, abs=0.1)
