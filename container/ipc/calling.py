@@ -296,7 +296,7 @@ class Calls:
         """Send the cancel of a call; its wait ends with its terminal or with the grace."""
         call.stage, call.raise_cancel = Stage.CANCELLING, raise_cancel
         self._writer.send_control(self._machine.cancel(call.id, int(call.grace * 1e9)))
-        self._timers.after(call.grace, lambda: self._grace_over(call))
+        call.timer = self._timers.after(call.grace, lambda: self._grace_over(call))
 
     def _forget(self, number: int) -> None:
         """Give back the id of a call of which no byte was sent."""
@@ -351,7 +351,7 @@ class Calls:
         call = self._await_end(scope, grace)
         if failed:
             # The callee bounds the clean-up of a failed block; this is for one that does not.
-            self._timers.after(2 * grace, lambda: self._close_over(call))
+            call.timer = self._timers.after(2 * grace, lambda: self._close_over(call))
         await trio.lowlevel.wait_task_rescheduled(call.abort)
 
     async def cancel_scope(self, scope: RemoteScope) -> None:
@@ -364,7 +364,7 @@ class Calls:
         self._writer.send_control(self._machine.cancel(scope.number, int(grace * 1e9)))
         call = self._await_end(scope, grace)
         call.stage, call.raise_cancel = Stage.CANCELLING, _nothing
-        self._timers.after(grace, lambda: self._grace_over(call))
+        call.timer = self._timers.after(grace, lambda: self._grace_over(call))
         with trio.CancelScope(shield=True):
             await trio.lowlevel.wait_task_rescheduled(call.abort)
 
@@ -406,6 +406,8 @@ class Calls:
 
     def _wake(self, call: Call, result: outcome.Outcome[Any]) -> None:
         if self.pending.pop(call.id, None) is call:
+            if call.timer is not None:
+                call.timer.drop()
             trio.lowlevel.reschedule(call.task, result)
 
     def gone(self, route: str, fate: Fate) -> Exception:
@@ -435,6 +437,8 @@ class Calls:
             if self.held and event.id in self.held:
                 self.held.pop(event.id).ended(outcome.Value(None))
         elif self._judge.admits(event.sender, None):
+            if call.timer is not None:
+                call.timer.drop()
             trio.lowlevel.reschedule(call.task, outcome.Value(event))
         else:
             Incoming.of(event.descriptors).close()
@@ -482,7 +486,7 @@ class Calls:
             # word stands once the grace is over.
             call.stage, call.held = Stage.HELD, event
             grace = self._limits.grace_seconds
-            self._timers.after(grace, lambda: self._grace_over(call))
+            call.timer = self._timers.after(grace, lambda: self._grace_over(call))
         else:
             self._wake(call, outcome.Error(wire_errors.from_wire(event.error)))
 

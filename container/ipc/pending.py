@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define
 
+from container.ipc.timers import Timer
 from container.ipc.wire.events import ErrorReceived
 from container.ipc.writing import Frame
 
@@ -60,6 +61,8 @@ class Call:
     held: ErrorReceived | None = None
     scope: RemoteScope | None = None
     """What it opens."""
+    timer: Timer | None = None
+    """What ends the wait after a cancellation."""
 
     def abort(self, raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
         """End the wait for the terminal: the caller is cancelled."""
