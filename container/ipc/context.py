@@ -14,6 +14,7 @@ import trio
 from attrs import define
 
 from container.ipc.peer import Peer
+from container.ipc.timers import Timer
 
 
 @define(slots=True, eq=False)
@@ -40,6 +41,8 @@ class Handling:
     """Of a scope: set when its holder leaves."""
     failed: float | None = None
     """Of a scope whose holder's block failed: how many seconds its clean-up may take."""
+    timer: Timer | None = None
+    """What notes that it overstays its caller's grace."""
     over: bool = False
     """Nothing may go on: cancelled, its connection ended, or the server stops."""
 

@@ -219,7 +219,7 @@ class Handlers:
         if tracing.watchers:
             self._tell("cancel", handling)
         handling.cancel()
-        timers.after(grace, lambda: self._overstays(handling))
+        handling.timer = timers.after(grace, lambda: self._overstays(handling))
 
     def close(self, number: int, failed: bool, grace: float) -> None:
         """The holder of a scope leaves it; a failed block's clean-up may take `grace` seconds."""
@@ -401,6 +401,8 @@ class Handlers:
                 incoming.close()
             handling.cancel_detached()
             del self._running[handling.id]
+            if handling.timer is not None:
+                handling.timer.drop()
             self._load.end()
             if self._idle is not None and not self._running:
                 self._idle.set()
