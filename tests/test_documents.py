@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -91,3 +93,46 @@ def test_the_embedding_programs_of_the_documents_print_what_they_say(
         timeout=100,
     )
     assert (done.stdout, done.returncode) == (output, 0), done.stderr
+
+
+TUTORIAL = ("docs/tutorial/index.md", "docs/tutorial/testing.md")
+
+
+def test_the_tutorial_does_what_it_says_typed_in_by_a_newcomer(tmp_path: Path) -> None:
+    """Every block of the tutorial is saved or typed in, in order, in an empty folder."""
+    block = re.compile(r"(?:this as `(\w+\.py)`:\n\n)?```(\w+)\n(.*?)```", re.DOTALL)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    terminals: list[tuple[subprocess.Popen[str], str]] = []
+    seen = ""
+    try:
+        for document in TUTORIAL:
+            for name, language, text in block.findall((ROOT / document).read_text()):
+                if language == "python":
+                    (tmp_path / name).write_text(text)
+                elif language == "console":
+                    command, expected = text.removeprefix("$ ").split("\n", 1)
+                    terminal = subprocess.Popen(
+                        ["bash", "-c", command],
+                        cwd=tmp_path,
+                        env={**os.environ, "PATH": path},
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        text=True,
+                        start_new_session=True,
+                    )
+                    terminals.append((terminal, command))
+                    assert terminal.stdout is not None
+                    printed = [terminal.stdout.readline() for _ in expected.splitlines()]
+                    assert "".join(printed) == expected, terminal.stdout.read()
+                else:
+                    seen = text
+        (telescope,) = (t for t, command in terminals if command == "python telescope.py")
+        assert telescope.stdout is not None
+        os.killpg(telescope.pid, signal.SIGINT)
+        assert telescope.stdout.read().startswith(seen)
+    finally:
+        for terminal, _ in terminals:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(terminal.pid, signal.SIGKILL)
+            terminal.communicate()
