@@ -28,6 +28,7 @@ from container.ipc import tracing, wire_errors
 from container.ipc.calling import Calls
 from container.ipc.channel_ends import ChannelEnds
 from container.ipc.codec import Incoming, RouteCodec
+from container.ipc.context import Turn
 from container.ipc.errors import Fate, PeerGone
 from container.ipc.greeting import Greeting
 from container.ipc.handling import Handler, Handlers, Load
@@ -277,10 +278,10 @@ class Connection:
         elif isinstance(event, GoodbyeReceived):
             self.calls.drain(event)
 
-    def _begin(self, event: CallReceived) -> Coroutine[Any, Any, None] | None:
+    def _begin(self, event: CallReceived, turn: Turn) -> Coroutine[Any, Any, None] | None:
         if self._writer.answers and self._overfed(event):
             return None
-        return self._handlers.begin(event)
+        return self._handlers.begin(event, turn)
 
     def _overfed(self, event: CallReceived) -> bool:
         """End the connection of a peer that calls and does not read: answers would fill memory."""

@@ -9,6 +9,7 @@ import contextvars
 import math
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
+from types import TracebackType
 
 import trio
 from attrs import define
@@ -29,9 +30,11 @@ class Handling:
     grace: float
     """Seconds that its caller waits for its end after a cancellation."""
     scope: trio.CancelScope
-    detached: set[trio.CancelScope]
+    """Holds the caller's deadline; once the call has ended, one that ends nothing."""
     at_end: set[Callable[[], None]]
     """Called once when the connection that the call came on ends; must not block or raise."""
+    detached: set[trio.CancelScope] | None = None
+    """The scopes of its detached blocks, once it has one."""
     began: float = 0.0
     """Trio time at which it arrived; taken only while somebody watches."""
     cancelled: bool = False
@@ -59,8 +62,62 @@ class Handling:
     def cancel_detached(self) -> None:
         """End the detached blocks; those that begin later end at once."""
         self.over = True
-        for scope in tuple(self.detached):
+        for scope in tuple(self.detached or ()):
             scope.cancel()
+
+
+ENDED = trio.CancelScope()
+"""The scope of a call that has ended: its own may be another call's by then."""
+
+
+class Turn:
+    """The scope of the calls that one task serves, one after the other.
+
+    Entering a cancel scope and leaving it costs more than decoding a small call. A scope that was
+    not cancelled while a call ran in it is as good as new: it stays entered for the next call. An
+    error is let out through it, as through any scope, and the next call gets another.
+    """
+
+    __slots__ = ("_entered", "_scope")
+
+    def __init__(self) -> None:
+        self._entered = False
+        self._scope = trio.CancelScope()
+
+    def until(self, deadline: float) -> trio.CancelScope:
+        """Return the scope of the next call."""
+        if not self._entered:
+            self._scope = trio.CancelScope(deadline=deadline)
+        elif deadline != math.inf:
+            self._scope.deadline = deadline
+        return self._scope
+
+    @trio.lowlevel.enable_ki_protection
+    def __enter__(self) -> None:
+        if not self._entered:
+            self._scope.__enter__()
+            self._entered = True
+
+    @trio.lowlevel.enable_ki_protection
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        scope = self._scope
+        if error is None and not scope.cancel_called:
+            if scope.deadline != math.inf:
+                scope.deadline = math.inf
+            return None
+        self._entered = False
+        return scope.__exit__(kind, error, traceback)
+
+    def close(self) -> None:
+        """Leave the scope that is kept, in the task that entered it, which has no call now."""
+        if self._entered:
+            self._entered = False
+            self._scope.__exit__(None, None, None)
 
 
 _handling: contextvars.ContextVar[Handling | None] = contextvars.ContextVar(
@@ -111,10 +168,11 @@ def detached(deadline: float) -> Generator[trio.CancelScope]:
         if handling is None:
             yield scope
             return
-        handling.detached.add(scope)
+        scopes = handling.detached = handling.detached or set[trio.CancelScope]()
+        scopes.add(scope)
         if handling.over:
             scope.cancel()
         try:
             yield scope
         finally:
-            handling.detached.discard(scope)
+            scopes.discard(scope)

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -35,6 +35,7 @@ from container.ipc.errors import (
 )
 from container.ipc.idle import IdleTimer
 from container.ipc.judging import Judge
+from container.ipc.peer import Peer
 from container.ipc.timers import Timers
 from container.ipc.wire.frames import CallPayload, EndedBy, Gift
 from container.ipc.wire.limits import Limits
@@ -244,31 +245,38 @@ class Handlers:
             assert event.payload is not None
             self._nursery.start_soon(_await, handler, name=f"call {event.payload.route}")
 
-    def begin(self, event: CallReceived) -> Coroutine[Any, Any, None] | None:
-        """Return what serves a call and sends its terminal; None if the call was refused."""
+    def begin(
+        self, event: CallReceived, turn: context.Turn | None = None
+    ) -> Coroutine[Any, Any, None] | None:
+        """Return what serves a call and sends its terminal; None if the call was refused.
+
+        Args:
+            event: The call.
+            turn: Of the task that will run it, if that serves other calls too.
+        """
         payload = event.payload
-        route = "" if payload is None else payload.route
-        handler = self._find(event, route)
-        if isinstance(handler, ContainerError):
-            Incoming.of(event.descriptors).close()  # its channels end with the call
-            if tracing.watchers:
-                self._tell_refused(event, route, handler)
-            wire = wire_errors.to_wire(handler, route)
-            data = self._machine.error(event.id, EndedBy.ITSELF, wire)
-            self._writer.send_control(data, answer=True)
+        if payload is None:
+            self._refuse_call(event, "", InvalidArgument("the body of this call is no message"))
             return None
-        assert payload is not None
+        route = payload.route
+        peer = self._judge.peer(event.sender)
+        handler = self._routes.get(route)
+        refusal = self._refusal(event, peer, route, handler)
+        if refusal is not None:
+            self._refuse_call(event, route, refusal)
+            return None
+        assert handler is not None
         deadline = math.inf
         if payload.timeout is not None:
             deadline = trio.current_time() + max(0, payload.timeout) / 1e9 + SLACK
+        scope = trio.CancelScope(deadline=deadline) if turn is None else turn.until(deadline)
         handling = context.Handling(
             id=event.id,
             route=route,
             sender=event.sender,
-            peer=self._judge.peer(event.sender),
+            peer=peer,
             grace=max(0, payload.grace) / 1e9,
-            scope=trio.CancelScope(deadline=deadline),
-            detached=set(),
+            scope=scope,
             at_end=self._at_end,
             began=trio.current_time() if tracing.watchers else 0.0,
         )
@@ -279,29 +287,37 @@ class Handlers:
             incoming = self._ends.owned(False, event.id, event.descriptors, event.channels)
         if event.scope:
             handling.closing = trio.Event()
-        return self._handle(handling, handler, payload, incoming)
+        return self._handle(handling, handler, payload, incoming, turn or scope)
 
-    def _find(self, event: CallReceived, route: str) -> Handler | ContainerError:
-        if event.payload is None:
-            return InvalidArgument("the body of this call is no message")
-        if not self._judge.admits(event.sender, route):
+    def _refusal(
+        self, event: CallReceived, peer: Peer, route: str, handler: Handler | None
+    ) -> ContainerError | None:
+        """Return why a call may not run; None if it may."""
+        if not self._judge.admits_peer(peer, route):
             return self._judge.stranger(event.sender, route)
         if self._stopping:
             return Unavailable(f"{route}: {wire_errors.process_name()} is stopping")
         if self._nursery is None:
             return Unavailable(f"{route}: {wire_errors.process_name()} serves nothing here")
-        handler = self._routes.get(route)
         if handler is not None:
             if self._load.running >= self._limits.handlers:
                 return Overloaded(f"{route}: {self._limits.handlers} calls run here already")
             if event.scope is not handler.codec.is_scope:
                 kind = "scope" if handler.codec.is_scope else "call"
                 return Incompatible(f"{route} is a {kind} here: the two sides differ in versions")
-            return handler
+            return None
         if route in self._denied:
             return PermissionDenied(f"this endpoint does not offer {route}")
         served = ", ".join(sorted(self._offered)) or "nothing"
         return UnknownRoute(f"no route {route!r} here; served: {served}")
+
+    def _refuse_call(self, event: CallReceived, route: str, error: ContainerError) -> None:
+        """Answer a call that may not run."""
+        Incoming.of(event.descriptors).close()  # its channels end with the call
+        if tracing.watchers:
+            self._tell_refused(event, route, error)
+        data = self._machine.error(event.id, EndedBy.ITSELF, wire_errors.to_wire(error, route))
+        self._writer.send_control(data, answer=True)
 
     # --- telling of it, when somebody watches ---------------------------------------------------
 
@@ -351,12 +367,13 @@ class Handlers:
         handler: Handler,
         payload: CallPayload,
         incoming: Incoming,
+        scope: AbstractContextManager[Any],
     ) -> None:
         context.enter(handling)
         span = None
         if payload.trace is not None:
             tracing.enter(payload.trace)
-        if tracing.active():
+        if tracing.sinks:
             span = tracing.begin("server", handling.route, payload.trace, handling.peer.pid)
             tracing.enter(span.traceparent)
         outgoing = Outgoing() if handler.codec.result_holds else NOTHING_OUT
@@ -364,7 +381,7 @@ class Handlers:
         reply: bytes | None = None
         stopped = False
         try:
-            with handling.scope:
+            with scope:
                 if handling.over or self._stopping:
                     # Cancelled before the first step: the handler is not started.
                     await trio.lowlevel.checkpoint()
@@ -385,7 +402,8 @@ class Handlers:
                 # Encoding runs in the same step as the handler's return: a cancel that comes later
                 # finds the work done, and the reply wins.
                 encoded = codec.result(result, outgoing)
-                check_size(codec.path, encoded, outgoing, self._machine)
+                if outgoing.descriptors or len(encoded) > self._machine.peer_frame_bytes:
+                    check_size(codec.path, encoded, outgoing, self._machine)
                 reply = encoded
         except trio.Cancelled as cancelled:
             stopped = True
@@ -399,7 +417,10 @@ class Handlers:
         finally:
             if incoming is not NOTHING_IN:
                 incoming.close()
-            handling.cancel_detached()
+            handling.over = True
+            handling.scope = context.ENDED
+            if handling.detached:
+                handling.cancel_detached()
             del self._running[handling.id]
             if handling.timer is not None:
                 handling.timer.drop()
@@ -510,7 +531,8 @@ class Handlers:
         Returns:
             A reply that has not left whole: its handler's task waits for that.
         """
-        self._ends.finish(False, handling.id)
+        if self._ends:
+            self._ends.finish(False, handling.id)
         descriptors: Sequence[int] = ()
         if outgoing.descriptors and handling.closing is None:
             descriptors = outgoing.filenos()

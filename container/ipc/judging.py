@@ -50,7 +50,10 @@ class Judge:
 
     def admits(self, sender: Hashable, route: str | None) -> bool:
         """Is this sender admitted? Asked of each message: a policy may change its mind."""
-        peer = self._peers.get(sender) or self.peer(sender)
+        return self.admits_peer(self._peers.get(sender) or self.peer(sender), route)
+
+    def admits_peer(self, peer: Peer, route: str | None) -> bool:
+        """Is this sender, that `peer` returned, admitted?"""
         if peer.connected_uid is None or peer.connected_uid == peer.uid:
             return self._policy(peer, route)
         return admits(self._policy, peer, route)

@@ -20,6 +20,7 @@ from typing import Any
 
 import trio
 
+from container.ipc.context import Turn
 from container.ipc.liveness import Liveness
 from container.ipc.transport import READ_BYTES, Transport, TransportBroken
 from container.ipc.wire.events import CallReceived, CancelReceived, Event
@@ -30,7 +31,7 @@ logger = logging.getLogger("container.ipc")
 STANDING_BY = 4
 """So many tasks of one connection wait for their turn to lead; more end."""
 
-Begin = Callable[[CallReceived], Coroutine[Any, Any, None] | None]
+Begin = Callable[[CallReceived, Turn], Coroutine[Any, Any, None] | None]
 
 
 class Reader:
@@ -179,12 +180,13 @@ class Reader:
 class _Leader:
     """A task that reads, and runs what it has read."""
 
-    __slots__ = ("_leads", "_reader", "_rest")
+    __slots__ = ("_leads", "_reader", "_rest", "_turn")
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._leads = True
         self._rest: list[Event] = []
+        self._turn = Turn()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -209,7 +211,7 @@ class _Leader:
                     if not isinstance(event, CallReceived):
                         reader.dispatch(event)
                         continue
-                    handler = reader.begin(event)
+                    handler = reader.begin(event, self._turn)
                     if handler is None:
                         continue
                     assert event.payload is not None
@@ -221,6 +223,7 @@ class _Leader:
                             return
                         break
         finally:
+            self._turn.close()
             if self._leads:
                 reader.give_back()
 
