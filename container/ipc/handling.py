@@ -414,6 +414,10 @@ class Handlers:
             raise
         except BaseException as error:
             failure = error
+            # Where several tasks of the handler were cancelled, its nursery raises a group of that.
+            if isinstance(error, BaseExceptionGroup) and not error.split(trio.Cancelled)[1]:
+                stopped = True
+                raise
         finally:
             if incoming is not NOTHING_IN:
                 incoming.close()
