@@ -48,6 +48,10 @@ from container.ipc.errors import Unsupported as Unsupported
 from container.ipc.gate import Gate as Gate
 from container.ipc.idle import IdleStatistics as IdleStatistics
 from container.ipc.idle import IdleTimer as IdleTimer
+from container.ipc.issuing import Issued as Issued
+from container.ipc.issuing import attenuate as attenuate
+from container.ipc.issuing import issue as issue
+from container.ipc.issuing import issued as issued
 from container.ipc.message import Message as Message
 from container.ipc.message import call_message as call_message
 from container.ipc.message import open_message as open_message
@@ -65,7 +69,6 @@ from container.ipc.server import Server as Server
 from container.ipc.server import ServerStatistics as ServerStatistics
 from container.ipc.server import bind as bind
 from container.ipc.server import in_memory as in_memory
-from container.ipc.server import issue as issue
 from container.ipc.server import open_service as open_service
 from container.ipc.spawning.asking import Zygote as Zygote
 from container.ipc.spawning.asking import open_zygote as open_zygote

@@ -14,11 +14,12 @@ from typing import Generic, TypeVar
 
 from container.ipc.actor import Actor
 from container.ipc.context import current_call
-from container.ipc.contract import Contract, routes_of
+from container.ipc.contract import Contract
 from container.ipc.endpoint import Endpoint
-from container.ipc.errors import InvalidArgument, Overloaded
+from container.ipc.errors import Overloaded
+from container.ipc.issuing import issue_from, route_names
 from container.ipc.peer import Policy, same_user
-from container.ipc.server import Server, issue_from
+from container.ipc.server import Server
 
 C = TypeVar("C", bound=Contract)
 
@@ -57,18 +58,14 @@ class Gate(Actor, Generic[C]):
             InvalidArgument: a name is no route of the contract.
             Overloaded: too many endpoints are out.
         """
-        known = routes_of(self._contract)
-        for name in routes or ():
-            if name not in known:
-                raise InvalidArgument(f"{self._contract.contract_name} has no route {name!r}")
+        only = None if routes is None else route_names(self._contract, routes)
         if len(self.nursery.child_tasks) >= self._bound:
             raise Overloaded(f"{self._bound} endpoints of {self._contract.contract_name} are out")
         call = current_call()  # only a call can ask: the endpoint's end travels in its reply
-        only = None if routes is None else frozenset(routes)
         server = Server((self._service,), self._policy, only=only)
 
         def revoke() -> None:
-            if server.peer_pids() <= {call.peer.pid}:
+            if issued.peer_pids() <= {call.peer.pid}:
                 issued.scope.cancel()
 
         # The set belongs to the connection: one that lives long must not keep what has ended.

@@ -1,4 +1,4 @@
-"""The server's side: listen, accept, serve each connection; bind sockets and issue endpoints.
+"""The server's side: listen, accept, serve each connection; bind sockets.
 
 A service is an object that implements one or more contracts (an `Actor`, usually); its harness is
 derived from them. Not a message, not admitted, no such route, bad arguments: four different errors,
@@ -13,9 +13,9 @@ import os
 import socket
 import stat
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import trio
 from attrs import define, field, frozen
@@ -26,13 +26,11 @@ from container.ipc.client import asked, connect_contract, socket_path
 from container.ipc.codec import codecs_of
 from container.ipc.connection import Connection, open_connection
 from container.ipc.contract import Contract, ContractError, contracts_of
-from container.ipc.descriptor import Fd
-from container.ipc.endpoint import Endpoint
 from container.ipc.errors import AlreadyExists, ContainerError, Overloaded, PermissionDenied
 from container.ipc.handling import Handler, Load
 from container.ipc.idle import IdleTimer
 from container.ipc.peer import Policy, same_user
-from container.ipc.transport import SocketTransport, Transport, memory_pair, socket_pair
+from container.ipc.transport import SocketTransport, Transport, memory_pair
 from container.ipc.wire.frames import EndedBy
 from container.ipc.wire.limits import Limits
 from container.ipc.wire.machine import Budget, Machine
@@ -103,6 +101,16 @@ class Server:
                     else:
                         self._routes[path] = Handler(codec, getattr(service, name))
         self._routes |= built_in(self, self._routes, self._live)
+
+    def offer(self, path: str, handler: Handler) -> None:
+        """Serve one route more, beside the contracts, to connections that are still to come."""
+        self._routes[path] = handler
+
+    def limited(self, only: frozenset[str] | None) -> Server:
+        """Return a server of the same services that offers some routes; both count what runs."""
+        server = Server(self.services, self.policy, self.limits, only, self.idle)
+        server._load = self._load
+        return server
 
     def statistics(self) -> ServerStatistics:
         """Return a frozen look."""
@@ -370,67 +378,3 @@ async def in_memory(
             nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
-
-
-@frozen(eq=False)
-class Issued(Generic[C]):
-    """An endpoint that was handed out, seen from its issuer."""
-
-    endpoint: Endpoint[C]
-    scope: trio.CancelScope
-    """Cancelling it revokes the endpoint."""
-    server: Server
-
-
-def issue(
-    nursery: trio.Nursery,
-    contract: type[C],
-    service: C,
-    *,
-    routes: Collection[str] | None = None,
-    policy: Policy = same_user,
-    limits: Limits | None = None,
-) -> tuple[Endpoint[C], trio.CancelScope]:
-    """Make a fresh pair, serve one end in a nursery, and return the other as a capability.
-
-    Args:
-        nursery: Where the serving task lives.
-        contract: What is spoken on it.
-        service: Who serves it; open already.
-        routes: Method names that it is limited to; None offers all.
-        policy: The holder must be admitted too, whoever that is by then.
-        limits: Bounds of the connection.
-
-    Returns:
-        The endpoint, and the scope whose cancellation revokes it.
-    """
-    only = None if routes is None else frozenset(routes)
-    server = Server((service,), policy, limits or Limits(), only)
-    issued = issue_from(nursery, contract, server)
-    return issued.endpoint, issued.scope
-
-
-def issue_from(
-    nursery: trio.Nursery,
-    contract: type[C],
-    server: Server,
-    ended: Callable[[], None] | None = None,
-) -> Issued[C]:
-    """Hand out an endpoint of a server made for it; `ended` is called once it has ended."""
-    theirs, ours = socket_pair()
-    transport = SocketTransport(ours)
-    scope = trio.CancelScope()
-
-    async def serve() -> None:
-        try:
-            with scope:
-                # The hello deadline of an endpoint starts at its first byte: it may be held long.
-                await transport.wait_readable()
-                await server.serve(transport)
-        finally:
-            transport.close()
-            if ended is not None:
-                ended()
-
-    nursery.start_soon(serve, name=f"endpoint {contract.contract_name}")
-    return Issued(Endpoint(contract, Fd(theirs.detach())), scope, server)

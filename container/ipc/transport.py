@@ -269,15 +269,8 @@ def no_descriptor(error: OSError) -> Overloaded:
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Return a connected pair, credentials asked for on both ends before anything can be sent.
-
-    Raises:
-        Overloaded: this process, or the system, has no descriptors left.
-    """
-    try:
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError as error:
-        raise no_descriptor(error) from error
+    """Return a connected pair, credentials asked for on both ends before anything can be sent."""
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return pair
