@@ -95,6 +95,20 @@ def test_the_embedding_programs_of_the_documents_print_what_they_say(
     assert (done.stdout, done.returncode) == (output, 0), done.stderr
 
 
+def test_each_guarantee_names_tests_and_each_of_them_exists() -> None:
+    page = (ROOT / "docs/reference/guarantees.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("| ") and "proof |" not in row]
+    assert len(rows) > 80
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert named, f"nothing proves {row}"
+        for file, name in named:
+            found = re.search(
+                rf"(def {name}\(|^{name} = )", (ROOT / file).read_text(), re.MULTILINE
+            )
+            assert found, f"{file} has no {name}"
+
+
 TUTORIAL = ("docs/tutorial/index.md", "docs/tutorial/testing.md")
 
 
