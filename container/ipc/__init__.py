@@ -5,6 +5,8 @@ from __future__ import annotations
 from container.ipc.actor import Actor as Actor
 from container.ipc.actor import ActorStatistics as ActorStatistics
 from container.ipc.actor import actor_statistics as actor_statistics
+from container.ipc.byte_stream import byte_stream as byte_stream
+from container.ipc.byte_stream import stream_of as stream_of
 from container.ipc.channel import ReceivingEnd as ReceivingEnd
 from container.ipc.channel import SendingEnd as SendingEnd
 from container.ipc.channel import collecting as collecting
@@ -23,6 +25,7 @@ from container.ipc.contract import Contract as Contract
 from container.ipc.contract import ContractError as ContractError
 from container.ipc.contract import idempotent as idempotent
 from container.ipc.descriptor import Fd as Fd
+from container.ipc.descriptor import FdKind as FdKind
 from container.ipc.endpoint import Endpoint as Endpoint
 from container.ipc.errors import AlreadyExists as AlreadyExists
 from container.ipc.errors import CallCancelled as CallCancelled

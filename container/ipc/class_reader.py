@@ -64,7 +64,7 @@ def class_reader(cls: Any, hook_of: Callable[[Any], Hook], *, forbid_extra_keys:
         hook_of: Returns how a field's value is made.
         forbid_extra_keys: Refuse names that are no field's; else they are ignored.
     """
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields: list[Any] = [a for a in attrs.fields(cls) if a.init]
     scope: dict[str, Any] = {
         "cls": cls,

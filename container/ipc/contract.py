@@ -36,7 +36,7 @@ from abc import ABC
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, cast
 
 import attrs
 import trio
@@ -273,6 +273,8 @@ def _check_type(annotation: Any, where: str, above: frozenset[type]) -> None:
     if isinstance(annotation, type) and origin is None and attrs.has(annotation):
         for name, hint in _fields(annotation, where):
             _check_type(hint, f"{where}.{name}", above | {annotation})
+    elif origin is Annotated:
+        _check_type(arguments[0], where, above)
     elif origin is Endpoint:
         (contract,) = arguments
         if not (isinstance(contract, type) and issubclass(contract, Contract)):
@@ -296,7 +298,7 @@ def _check_type(annotation: Any, where: str, above: frozenset[type]) -> None:
 
 def _fields(cls: type, where: str) -> list[tuple[str, Any]]:
     try:
-        hints = typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls, include_extras=True)
     except (NameError, TypeError) as error:
         raise ContractError(f"{where}: a type can't be resolved: {error}") from error
     found: list[tuple[str, Any]] = []
@@ -349,6 +351,8 @@ def describe_type(annotation: Any, above: frozenset[Any] = frozenset()) -> str:
     if not arguments:
         return str(getattr(annotation, "__name__", annotation))
     origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return describe_type(arguments[0], above)  # on the wire it is a descriptor as any
     if origin is Literal:
         return f"Literal[{','.join(map(repr, arguments))}]"
     name = "Union" if origin is types.UnionType else str(getattr(origin, "__name__", origin))

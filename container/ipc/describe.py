@@ -16,7 +16,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Literal, Union, cast
+from typing import Annotated, Any, Literal, Union, cast
 
 import attrs
 from attrs import field, frozen
@@ -166,6 +166,8 @@ class _Classes:
         arguments = typing.get_args(annotation)
         if origin is None:
             return self._class(annotation)
+        if origin is Annotated:
+            return self.type(arguments[0])
         if origin is Literal:
             shown = ", ".join(map(repr, arguments))
             values = tuple(map(_choice, arguments))

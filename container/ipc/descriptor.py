@@ -13,7 +13,9 @@ A received argument that nobody took (`take()`) closes when its call ends.
 from __future__ import annotations
 
 import enum
+import fcntl
 import os
+import stat
 import warnings
 from types import TracebackType
 from typing import Protocol, Self
@@ -33,6 +35,41 @@ class Ownership(enum.Enum):
     GIVEN = "given"
     RELEASED = "released"
     """Closed, taken or sent away: nothing is left here."""
+
+
+class FdKind(enum.Enum):
+    """What a descriptor must be, judged when it is received: `Annotated[Fd, FdKind.PIPE_READ]`.
+
+    Another one is refused with `InvalidArgument`, before the handler runs.
+
+    Source: inode(7), fcntl(2): F_GETFL, F_GET_SEALS.
+    """
+
+    PIPE_READ = "a pipe to read from"
+    PIPE_WRITE = "a pipe to write to"
+    SOCKET = "a socket"
+    FILE = "a regular file"
+    SEALED_MEMORY = "a memfd sealed against writes and changes of its size"
+
+    def fits(self, fd: int) -> bool:
+        """Is an open descriptor of this kind?"""
+        mode = os.fstat(fd).st_mode
+        if self is FdKind.SOCKET:
+            return stat.S_ISSOCK(mode)
+        if self is FdKind.FILE:
+            return stat.S_ISREG(mode)
+        if self is FdKind.SEALED_MEMORY:
+            try:
+                return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
+            except OSError:
+                return False  # no memfd at all
+        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        one_way = os.O_RDONLY if self is FdKind.PIPE_READ else os.O_WRONLY
+        return stat.S_ISFIFO(mode) and access in (one_way, os.O_RDWR)
+
+
+SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+"""What keeps a sender from changing memory while its receiver looks at it."""
 
 
 class Fd:

@@ -18,7 +18,7 @@ import typing
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal, Union, cast
+from typing import Annotated, Any, Literal, Union, cast
 
 import attrs
 import cattrs
@@ -27,7 +27,7 @@ from cattrs.fns import identity
 from container.ipc import channel_types
 from container.ipc.class_reader import EXACT, At, Hook, class_reader, optional_of
 from container.ipc.contract import Contract
-from container.ipc.descriptor import Fd
+from container.ipc.descriptor import Fd, FdKind
 from container.ipc.endpoint import Endpoint
 from container.ipc.wirevalues import (
     WireDescriptor,
@@ -79,6 +79,31 @@ def _descriptor(value: Any, _: Any) -> Fd:
     if type(value) is not WireDescriptor:
         raise WrongType("descriptor", value)
     return value.claim()
+
+
+def _kind_of_descriptor(annotation: Any) -> FdKind | None:
+    if typing.get_origin(annotation) is not Annotated or annotation.__origin__ is not Fd:
+        return None
+    kinds = [extra for extra in annotation.__metadata__ if isinstance(extra, FdKind)]
+    return kinds[0] if kinds else None
+
+
+def _is_descriptor_of_a_kind(annotation: Any) -> bool:
+    return _kind_of_descriptor(annotation) is not None
+
+
+def _descriptor_of_a_kind(annotation: Any) -> Hook:
+    kind = _kind_of_descriptor(annotation)
+    assert kind is not None
+
+    def structure(value: Any, _: Any) -> Fd:
+        if type(value) is not WireDescriptor:
+            raise WrongType("descriptor", value)
+        if not kind.fits(value.fd.fileno()):
+            raise ValueError(f"expected {kind.value}")  # unclaimed, it is closed
+        return value.claim()
+
+    return structure
 
 
 def _uuid_out(value: uuid.UUID) -> object:
@@ -321,6 +346,7 @@ def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
     converter.register_structure_hook_factory(_is_literal, literal)
     converter.register_structure_hook_factory(_is_union, union)
     converter.register_structure_hook_factory(_is_endpoint, endpoint)
+    converter.register_structure_hook_factory(_is_descriptor_of_a_kind, _descriptor_of_a_kind)
     converter.register_structure_hook(type(None), _exact(type(None), "nothing"))
     converter.register_unstructure_hook_func(_is_endpoint, identity)
     converter.register_unstructure_hook(Endpoint, identity)

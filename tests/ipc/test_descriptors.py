@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import socket
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import attrs
 import msgspec
@@ -20,6 +21,7 @@ from container.ipc import (
     Actor,
     Contract,
     Fd,
+    FdKind,
     Incompatible,
     InternalError,
     InvalidArgument,
@@ -32,6 +34,7 @@ from container.ipc import (
     users,
 )
 from container.ipc.client import connect_contract
+from container.ipc.contract import fingerprint
 from container.ipc.peer import Peer
 from container.ipc.server import Server
 from container.ipc.transport import SocketTransport, memory_pair, socket_pair
@@ -526,3 +529,118 @@ async def test_an_unknown_route_closes_them_for_a_newer_client(link: Any) -> Non
             async with same_count():
                 with pipe_with(b"") as fd, pytest.raises(UnknownRoute):
                     await proxy.read(fd)
+
+
+# --- what kind of descriptor it is ----------------------------------------------------------------
+
+
+@attrs.frozen
+class Job:
+    output: Annotated[Fd, FdKind.PIPE_WRITE] | None = None
+    layers: tuple[Annotated[Fd, FdKind.FILE], ...] = ()
+
+
+class Kinds(Contract, name="kinds"):
+    @abstractmethod
+    async def pipe(self, source: Annotated[Fd, FdKind.PIPE_READ]) -> int: ...
+
+    @abstractmethod
+    async def write(self, source: Annotated[Fd, FdKind.PIPE_WRITE]) -> int: ...
+
+    @abstractmethod
+    async def sock(self, source: Annotated[Fd, FdKind.SOCKET]) -> int: ...
+
+    @abstractmethod
+    async def file(self, source: Annotated[Fd, FdKind.FILE]) -> int: ...
+
+    @abstractmethod
+    async def sealed(self, source: Annotated[Fd, FdKind.SEALED_MEMORY]) -> int: ...
+
+    @abstractmethod
+    async def job(self, job: Job) -> int: ...
+
+    @abstractmethod
+    async def wrong(self) -> Annotated[Fd, FdKind.SOCKET]: ...
+
+
+class KindsService(Actor, Kinds):
+    async def pipe(self, source: Fd) -> int:
+        return 1
+
+    async def write(self, source: Fd) -> int:
+        return 1
+
+    async def sock(self, source: Fd) -> int:
+        return 1
+
+    async def file(self, source: Fd) -> int:
+        return 1
+
+    async def sealed(self, source: Fd) -> int:
+        return 1
+
+    async def job(self, job: Job) -> int:
+        return 1
+
+    async def wrong(self) -> Fd:
+        return Fd(os.open("/dev/null", os.O_RDONLY))
+
+
+def one_of_each() -> dict[str, int]:
+    read, write = os.pipe()
+    one, two = socket.socketpair()
+    two.close()
+    plain = os.memfd_create("plain", os.MFD_ALLOW_SEALING)
+    sealed = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+    fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, seals)
+    return {
+        "pipe": read,
+        "write": write,
+        "sock": one.detach(),
+        "plain": plain,
+        "sealed": sealed,
+        "file": os.open(__file__, os.O_RDONLY),
+        "null": os.open("/dev/null", os.O_RDWR),
+    }
+
+
+FITS = {"pipe": {"pipe"}, "write": {"write"}, "sock": {"sock"}, "sealed": {"sealed"}}
+FITS["file"] = {"file", "plain", "sealed"}
+
+
+@pytest.mark.parametrize("route", FITS)
+async def test_a_descriptor_of_another_kind_is_refused_and_closed(link: Any, route: str) -> None:
+    async with link(KindsService()) as kinds, same_count():
+        for name, number in one_of_each().items():
+            call = getattr(kinds, route)(Fd.give(number))
+            if name in FITS[route]:
+                assert await call == 1
+            else:
+                with pytest.raises(InvalidArgument, match="source: expected a"):
+                    await call
+
+
+async def test_kinds_hold_in_fields_too_and_are_the_same_on_the_wire(link: Any) -> None:
+    async with link(KindsService()) as kinds, same_count():
+        for name, number in one_of_each().items():
+            with Fd(number) as fd:
+                if name == "write":
+                    assert await kinds.job(Job(output=fd)) == 1
+                else:
+                    with pytest.raises(InvalidArgument, match="output: expected a pipe to write"):
+                        await kinds.job(Job(output=fd))
+        with pipe_with(b"") as pipe, pytest.raises(InvalidArgument, match="a regular file"):
+            await kinds.job(Job(layers=(pipe,)))
+        with pytest.raises(Incompatible, match="expected a socket"):
+            await kinds.wrong()
+
+    class Plain(Contract, name="kinds"):
+        @abstractmethod
+        async def pipe(self, source: Fd) -> int: ...
+
+    class Kind(Contract, name="kinds"):
+        @abstractmethod
+        async def pipe(self, source: Annotated[Fd, FdKind.PIPE_READ]) -> int: ...
+
+    assert fingerprint(Plain) == fingerprint(Kind)
