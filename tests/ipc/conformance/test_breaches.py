@@ -71,7 +71,7 @@ async def test_a_broken_transport_does_not_keep_its_promises(
     (promise,) = [promise for promise in PROMISES if promise.name == name]
     before = set(os.listdir("/proc/self/fd"))
     try:
-        with pytest.raises(BaseException) as caught:  # noqa: PT011
+        with pytest.raises(BaseException) as caught:
             await promise.check(over_pair(broken))
         assert not isinstance(caught.value, trio.Cancelled)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -22,11 +22,13 @@ from container.ipc import (
     cleanup,
     collecting,
     connection_of,
+    in_memory,
+    issue,
     open_channel,
     stream,
 )
+from container.ipc.testing import every_checkpoint, no_leaks
 from tests.ipc.conftest import Link
-from tests.ipc.sweeps.checkpoints import at_every_checkpoint
 
 
 class Echo(Contract, name="echo"):
@@ -60,6 +62,15 @@ class Swept(Contract, name="swept"):
 
     @abstractmethod
     def files(self, count: int) -> AbstractAsyncContextManager[ReceiveChannel[Fd]]: ...
+
+    @abstractmethod
+    def lease_of(self, of: Endpoint[Swept], key: str) -> AbstractAsyncContextManager[Fd]: ...
+
+    @abstractmethod
+    async def itself(self) -> Endpoint[Swept]: ...
+
+    @abstractmethod
+    def channels(self) -> AbstractAsyncContextManager[ReceiveChannel[ReceiveChannel[int]]]: ...
 
     @abstractmethod
     async def total(self, numbers: ReceiveChannel[int]) -> int: ...
@@ -111,6 +122,25 @@ class SweptService(Gate[Echo], Swept):
     async def files(self, count: int) -> AsyncGenerator[Fd]:
         for _ in range(count):
             yield Fd.give(os.open("/dev/null", os.O_RDONLY))
+
+    @asynccontextmanager
+    async def lease_of(self, of: Endpoint[Swept], key: str) -> AsyncGenerator[Fd]:
+        async with of.connect() as swept, swept.lease(key) as file:
+            yield file
+
+    async def itself(self) -> Endpoint[Swept]:
+        endpoint, _ = issue(self.nursery, Swept, self)
+        return endpoint
+
+    @stream(capacity=2)
+    async def channels(self) -> AsyncGenerator[ReceiveChannel[int]]:
+        for _ in range(2):
+            sending, receiving = open_channel(int)
+            yield receiving
+            with suppress(trio.BrokenResourceError):
+                await sending.send(1)
+                await sending.send(2)
+            await sending.aclose()
 
     async def total(self, numbers: ReceiveChannel[int]) -> int:
         return sum([number async for number in numbers])
@@ -191,6 +221,39 @@ async def collect(swept: Swept) -> None:
     assert found == list(range(5))
 
 
+async def hold_over_two_hops(swept: Swept) -> None:
+    async with swept.lease_of(await swept.itself(), "a") as file:
+        with file:
+            await swept.echo("held")
+
+
+async def limited_endpoint(swept: Swept) -> None:
+    endpoint = await swept.open(("echo",))
+    try:
+        async with endpoint.connect() as echo, trio.open_nursery() as nursery:
+            nursery.start_soon(echo.echo, "x")
+            nursery.start_soon(echo.echo, "y")
+    finally:
+        endpoint.close()
+
+
+async def several_at_once(swept: Swept) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call_that_waits, swept)
+        nursery.start_soon(call_with_descriptors, swept)
+        nursery.start_soon(hold, swept)
+
+
+async def give_an_end_in_an_item(swept: Swept) -> None:
+    async with swept.channels() as channels:
+        async for inner in channels:
+            assert [number async for number in inner] == [1, 2]
+
+
+async def a_large_message(swept: Swept) -> None:
+    assert len(await swept.echo("x" * 400_000)) == 400_000
+
+
 @pytest.mark.parametrize(
     "operation",
     [
@@ -198,12 +261,17 @@ async def collect(swept: Swept) -> None:
         call_that_waits,
         call_with_descriptors,
         open_endpoint,
+        limited_endpoint,
         hold,
         hold_and_fail,
+        hold_over_two_hops,
         read_stream,
         read_descriptors,
         write_channel,
         collect,
+        give_an_end_in_an_item,
+        several_at_once,
+        a_large_message,
     ],
 )
 async def test_cancelled_at_every_checkpoint_nothing_is_lost(
@@ -213,19 +281,20 @@ async def test_cancelled_at_every_checkpoint_nothing_is_lost(
     async with service, link(service) as swept:
         await operation(swept)
         await trio.testing.wait_all_tasks_blocked()
-        before = open_descriptors()
-
-        async def check(number: int) -> None:
-            where = f"{operation.__name__}, cancelled at checkpoint {number}"
-            await trio.testing.wait_all_tasks_blocked()
-            assert service.leases == 0, where
-            assert service.running == 0, where
+        before = connection_of(swept).statistics()
+        for attempt in every_checkpoint():
+            async with no_leaks():
+                with attempt:
+                    await operation(swept)
+            assert service.leases == 0, attempt
+            assert service.running == 0, attempt
             statistics = connection_of(swept).statistics()
-            assert (statistics.pending, statistics.abandoned) == (0, 0), where
-            assert open_descriptors() == before, where
-            assert await swept.echo("next") == "next", where
-
-        assert await at_every_checkpoint(lambda: operation(swept), check) >= 2
+            assert (statistics.pending, statistics.abandoned) == (0, 0), attempt
+            received = statistics.descriptors_received - before.descriptors_received
+            delivered = statistics.descriptors_delivered - before.descriptors_delivered
+            assert received == delivered, attempt
+            assert await swept.echo("next") == "next", attempt
+        assert attempt.number > 3
 
 
 async def test_connecting_cancelled_at_every_checkpoint_leaves_nothing(
@@ -233,20 +302,55 @@ async def test_connecting_cancelled_at_every_checkpoint_leaves_nothing(
 ) -> None:
     service: Any = SweptService()
     async with service:
-
-        async def connect() -> None:
-            async with link(service) as swept:
-                assert await swept.echo("x") == "x"
-
-        await connect()
-        before = open_descriptors()
-
-        async def check(number: int) -> None:
-            await trio.testing.wait_all_tasks_blocked()
-            assert open_descriptors() == before, f"cancelled at checkpoint {number}"
-
-        assert await at_every_checkpoint(connect, check) >= 4
+        for attempt in every_checkpoint():
+            async with no_leaks():
+                with attempt:
+                    async with link(service) as swept:
+                        assert await swept.echo("x") == "x"
+            assert service.running == 0, attempt
+        assert attempt.number > 10
 
 
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+async def test_opening_an_actor_cancelled_at_every_checkpoint_leaves_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    for attempt in every_checkpoint():
+        service: Any = SweptService()
+        async with no_leaks():
+            with attempt:
+                async with in_memory(service, Swept) as swept:
+                    async with swept.lease("a") as file:
+                        file.close()
+        assert (service.leases, service.running) == (0, 0), attempt
+    assert attempt.number > 10
+
+
+# --- the sweep itself -------------------------------------------------------------------------
+
+
+async def test_each_attempt_is_cancelled_one_step_later_and_the_last_one_not() -> None:
+    reached: list[int] = []
+    for attempt in every_checkpoint():
+        reached.append(0)
+        with attempt:
+            for _ in range(4):
+                await trio.lowlevel.checkpoint()
+                reached[-1] += 1
+    assert reached[-1] == 4
+    assert reached == sorted(reached)
+    assert set(reached) == {0, 1, 2, 3, 4}
+    assert not attempt.cancelled
+
+
+async def test_an_operation_that_does_not_end_is_told() -> None:
+    async def endless() -> None:
+        while True:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+            if trio.current_effective_deadline() == float("-inf"):
+                return
+
+    with pytest.raises(AssertionError, match="more than 20 steps"):
+        for attempt in every_checkpoint(most=20):
+            with attempt:
+                await endless()
