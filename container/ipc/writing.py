@@ -44,6 +44,10 @@ class Frame:
     """Called when the kernel takes no more descriptors and nothing was written."""
 
 
+_NOTHING: deque[Frame] = deque()
+"""The queue of a connection on which nothing has waited yet: a deque of its own takes 760 bytes."""
+
+
 class Writer:
     """Send the frames of one connection.
 
@@ -66,8 +70,8 @@ class Writer:
         self._lose = lose
         self._start = start
         self._started = False
-        self._control: deque[Frame] = deque()
-        self._queue: deque[Frame] = deque()
+        self._control: deque[Frame] = _NOTHING
+        self._queue: deque[Frame] = _NOTHING
         self._wake = trio.Event()
         self._ended = False
         self._batch: list[bytes] = []
@@ -148,7 +152,14 @@ class Writer:
         frame = Frame(memoryview(data)[taken:], descriptors, begun=taken > 0, answer=answer)
         if taken:
             frame.descriptors = ()
-        (self._control if control else self._queue).append(frame)
+        if control:
+            if self._control is _NOTHING:
+                self._control = deque()
+            self._control.append(frame)
+        else:
+            if self._queue is _NOTHING:
+                self._queue = deque()
+            self._queue.append(frame)
         if frame.answer:
             self.answers += 1
             self.count(frame)
