@@ -100,7 +100,7 @@ def test_each_guarantee_names_tests_and_each_of_them_exists() -> None:
     rows = [row for row in page.splitlines() if row.startswith("| ") and "proof |" not in row]
     assert len(rows) > 80
     for row in rows:
-        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        named = re.findall(r"`((?:tests|container/ipc/testing)/[\w/]+\.py)::(\w+)`", row)
         assert named, f"nothing proves {row}"
         for file, name in named:
             found = re.search(
