@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import trio
@@ -521,8 +521,11 @@ class Handlers:
         except HolderFailed as error:
             if error is not failure:
                 raise
-        except BaseExceptionGroup as group:
-            rest = group.split(lambda error: error is failure)[1]
+        except BaseExceptionGroup as caught:
+            group = cast("BaseExceptionGroup[BaseException]", caught)
+            told, rest = group.split(lambda error: error is failure)
+            if told is None:
+                raise
             if rest is not None:
                 raise rest from None
 
