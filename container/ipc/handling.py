@@ -415,9 +415,11 @@ class Handlers:
         except BaseException as error:
             failure = error
             # Where several tasks of the handler were cancelled, its nursery raises a group of that.
-            if isinstance(error, BaseExceptionGroup) and not error.split(trio.Cancelled)[1]:
-                stopped = True
-                raise
+            if isinstance(error, BaseExceptionGroup):
+                group = cast("BaseExceptionGroup[BaseException]", error)
+                if group.split(trio.Cancelled)[1] is None:
+                    stopped = True
+                    raise
         finally:
             if incoming is not NOTHING_IN:
                 incoming.close()
@@ -521,8 +523,7 @@ class Handlers:
         except HolderFailed as error:
             if error is not failure:
                 raise
-        except BaseExceptionGroup as caught:
-            group = cast("BaseExceptionGroup[BaseException]", caught)
+        except BaseExceptionGroup as group:
             told, rest = group.split(lambda error: error is failure)
             if told is None:
                 raise
