@@ -16,13 +16,10 @@ import trio.testing
 
 from container.ipc import (
     Actor,
-    CallCancelled,
     Contract,
-    DeadlineExceeded,
     Fate,
     Fd,
     Incompatible,
-    InvalidState,
     Limits,
     NotFound,
     PeerGone,
@@ -68,26 +65,6 @@ class WorkerService(Actor, Worker):
         self.events.append("started")
         self.started.set()
         match how:
-            case "cleans up for a second":
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await trio.sleep(1)
-                    self.events.append("ended")
-            case "finishes all the same":
-                with trio.CancelScope(shield=True):
-                    await trio.sleep(2)
-                return 42
-            case "fails to clean up":
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    raise InvalidState("the mount is busy", hint="stop what uses it")
-            case "says cancelled itself":
-                raise CallCancelled("somebody else cancelled the pull")
-            case "says deadline itself":
-                raise DeadlineExceeded("the registry took too long")
             case "not found":
                 raise NotFound("no image 'alpin'", hint="did you mean 'alpine'?", details={"n": 1})
             case "overstays":
@@ -233,11 +210,6 @@ async def test_a_call_on_a_lost_connection_was_not_sent(raw_peer: RawPeers) -> N
 # --- sent -----------------------------------------------------------------------------------------
 
 
-async def test_a_reply_is_the_value(link: Any) -> None:
-    async with link(WorkerService()) as worker:
-        assert await worker.add(1, two=2) == 3
-
-
 async def test_an_error_arrives_typed_with_the_processes_that_it_crossed(link: Any) -> None:
     set_process_name("container-test")
     async with link(WorkerService()) as worker:
@@ -248,34 +220,6 @@ async def test_an_error_arrives_typed_with_the_processes_that_it_crossed(link: A
     assert error.details["n"] == 1
     (hop,) = error.provenance
     assert (hop.process, hop.pid, hop.route) == ("container-test", os.getpid(), "worker/work")
-
-
-async def test_a_relayed_error_names_each_hop(link: Any) -> None:
-    class Relay(WorkerService):
-        def __init__(self, inner: Worker) -> None:
-            super().__init__()
-            self.inner = inner
-
-        async def work(self, how: str) -> int:
-            return await self.inner.work(how)
-
-    async with link(WorkerService()) as inner, link(Relay(inner)) as worker:
-        with pytest.raises(NotFound) as caught:
-            await worker.work("not found")
-    assert [hop.route for hop in caught.value.provenance] == ["worker/work", "worker/work"]
-
-
-@pytest.mark.parametrize(
-    ("how", "kind"),
-    [("says cancelled itself", CallCancelled), ("says deadline itself", DeadlineExceeded)],
-)
-async def test_a_handlers_own_cancelled_or_deadline_is_an_error_like_any_other(
-    link: Any, how: str, kind: type[Exception]
-) -> None:
-    async with link(WorkerService()) as worker:
-        with trio.CancelScope() as scope, pytest.raises(kind):
-            await worker.work(how)
-        assert not scope.cancelled_caught
 
 
 async def test_a_reply_that_cannot_be_decoded_is_incompatible_and_the_connection_lives(
@@ -295,20 +239,6 @@ async def test_a_reply_that_cannot_be_decoded_is_incompatible_and_the_connection
             assert [type(error) for error in seen] == [Incompatible]
         assert descriptors() == before
         assert not connection_of(worker).lost
-
-
-async def test_a_call_whose_proxy_is_closed_by_another_task_ends_and_its_handler_is_cancelled(
-    link: Any,
-) -> None:
-    service = WorkerService()
-    seen: list[Any] = []
-    async with trio.open_nursery() as nursery:
-        async with link(service) as worker:
-            nursery.start_soon(outcome_of, lambda: worker.work("for ever"), seen)
-            await service.started.wait()
-        with pytest.raises(trio.ClosedResourceError):
-            await worker.add(1, 2)
-    assert [type(error) for error in seen] == [trio.ClosedResourceError]
 
 
 async def test_closing_a_proxy_tells_the_callee_of_each_call_that_waits(raw_peer: RawPeers) -> None:
@@ -361,55 +291,6 @@ async def test_after_goodbye_new_calls_are_not_sent_and_started_ones_finish(
 
 
 # --- cancelling -----------------------------------------------------------------------------------
-
-
-async def test_a_cancelled_caller_waits_for_the_end_of_its_handler(
-    link: Any, autojump_clock: trio.testing.MockClock
-) -> None:
-    service = WorkerService()
-    async with link(service) as worker:
-        start = trio.current_time()
-        with trio.move_on_after(1) as scope:
-            await worker.work("cleans up for a second")
-        assert scope.cancelled_caught
-        assert service.events == ["started", "ended"]
-        assert trio.current_time() - start == pytest.approx(2, abs=0.01)
-        assert connection_of(worker).statistics().abandoned == 0
-
-
-async def test_a_reply_wins_over_the_cancellation_that_it_crosses(
-    link: Any, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(WorkerService()) as worker:
-        value = None
-        with trio.move_on_after(1) as scope:
-            value = await worker.work("finishes all the same")
-            assert value == 42
-            await trio.lowlevel.checkpoint()
-            raise AssertionError("the cancellation was lost")
-        assert value == 42
-        assert scope.cancelled_caught
-
-
-async def test_a_handler_ended_by_its_callers_cancel_is_a_cancellation_and_no_error(
-    link: Any, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(WorkerService()) as worker:
-        start = trio.current_time()
-        with trio.move_on_after(1) as scope:
-            await worker.work("for ever")
-        assert scope.cancelled_caught
-        assert trio.current_time() - start == pytest.approx(1, abs=0.01)
-        assert await worker.add(1, 2) == 3
-
-
-async def test_a_failed_clean_up_is_never_hidden_by_the_cancellation(
-    link: Any, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(WorkerService()) as worker:
-        with trio.move_on_after(1), pytest.raises(InvalidState) as caught:
-            await worker.work("fails to clean up")
-        assert caught.value.hint == "stop what uses it"
 
 
 async def test_a_handler_that_overstays_the_grace_is_abandoned_and_its_late_answer_dropped(

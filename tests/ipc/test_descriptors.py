@@ -23,9 +23,7 @@ from container.ipc import (
     Fd,
     FdKind,
     Incompatible,
-    InternalError,
     InvalidArgument,
-    InvalidState,
     Limits,
     PeerGone,
     PermissionDenied,
@@ -108,10 +106,6 @@ class FilesService(Actor, Files):
 
     async def hold(self, source: Fd, how: str) -> None:
         self.started.set()
-        if how == "raise":
-            raise InvalidState("not now")
-        if how == "crash":
-            raise ZeroDivisionError
         await trio.sleep_forever()
 
     async def maybe(self, source: Fd | None) -> bool:
@@ -128,60 +122,6 @@ def files() -> Iterator[FilesService]:
 # --- the matrix -----------------------------------------------------------------------------------
 
 
-async def test_single(link: Any, files: FilesService) -> None:
-    async with link(files) as proxy:
-        async with same_count():
-            with pipe_with(b"hello") as fd:
-                assert await proxy.read(fd) == b"hello"
-
-
-async def test_multiple_in_their_order(link: Any, files: FilesService) -> None:
-    async with link(files) as proxy:
-        pipes = [os.pipe() for _ in range(31)]
-        for index, (_, write) in enumerate(pipes):
-            os.write(write, bytes([index]))
-        streams = Streams(
-            Fd.give(os.open("/dev/null", os.O_RDONLY)), tuple(Fd.give(r) for r, _ in pipes)
-        )
-        assert await proxy.keep(streams) == 32
-        assert [os.read(fd, 9)[0] for fd in files.kept[1:]] == list(range(31))
-        for _, write in pipes:
-            os.close(write)
-
-
-async def test_both_ways_in_one_call(link: Any, files: FilesService) -> None:
-    async with link(files) as proxy:
-        async with same_count():
-            with pipe_with(b"one") as one, pipe_with(b"two") as two:
-                back = await proxy.swap(Streams(one, (two, one)))
-                with back.input, back.outputs[0], back.outputs[1]:
-                    assert os.read(back.outputs[1].fileno(), 9) == b"two"
-                    assert os.read(back.input.fileno(), 9) == b"one"
-
-
-@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 900_000])
-async def test_with_any_amount_of_bytes_around_them(
-    link: Any, files: FilesService, size: int
-) -> None:
-    async with link(files) as proxy:
-        async with same_count():
-            with pipe_with(b"x") as one, pipe_with(b"y") as two:
-                back = await proxy.swap(Streams(one, (two,), b"n" * size))
-                with back.input, back.outputs[0]:
-                    assert len(back.note) == size
-                    assert os.read(back.input.fileno(), 9) == b"x"
-
-
-async def test_off_the_loop_with_a_body_above_a_mebibyte(link: Any, files: FilesService) -> None:
-    async with link(files) as proxy:
-        async with same_count():
-            with pipe_with(b"x") as one:
-                back = await proxy.swap(Streams(one, (), b"n" * 3_000_000))
-                with back.input:
-                    assert len(back.note) == 3_000_000
-                    assert os.read(back.input.fileno(), 9) == b"x"
-
-
 @pytest.mark.parametrize("room", [1, 7, 64, 1000])
 async def test_in_buffers_smaller_than_the_message(files: FilesService, room: int) -> None:
     theirs, ours = memory_pair(room)
@@ -195,40 +135,12 @@ async def test_in_buffers_smaller_than_the_message(files: FilesService, room: in
                         assert os.read(back.outputs[0].fileno(), 9) == b"y"
 
 
-async def test_many_at_once_each_with_its_own(link: Any, files: FilesService) -> None:
-    async with link(files) as proxy:
-        async with same_count():
-
-            async def one(index: int) -> None:
-                with pipe_with(str(index).encode()) as fd:
-                    assert await proxy.read(fd) == str(index).encode()
-
-            async with trio.open_nursery() as nursery:
-                for index in range(64):
-                    nursery.start_soon(one, index)
-
-
 async def test_zero(link: Any, files: FilesService) -> None:
     async with link(files) as proxy:
         async with same_count():
             assert await proxy.maybe(None) is False
             with pipe_with(b"") as fd:
                 assert await proxy.maybe(fd) is True
-
-
-async def test_too_many_for_a_frame_is_the_callers_error_and_nothing_leaves(
-    link: Any, files: FilesService
-) -> None:
-    async with link(files) as proxy:
-        async with same_count():
-            with pipe_with(b"") as fd:
-                with pytest.raises(InvalidArgument, match="33 descriptors, 32 are allowed"):
-                    await proxy.keep(Streams(fd, (fd,) * 32))
-                given = [Fd.give(os.dup(fd.fileno())) for _ in range(33)]
-                with pytest.raises(InvalidArgument):
-                    await proxy.keep(Streams(fd, tuple(given)))
-                assert all(each.closed for each in given)
-        assert files.kept == []
 
 
 async def test_too_many_in_a_result_is_the_handlers_error(link: Any, files: FilesService) -> None:
@@ -270,16 +182,6 @@ async def test_not_enabled_before_the_hello_was_admitted(
 # --- every path -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "kind"), [("raise", InvalidState), ("crash", InternalError)])
-async def test_they_close_when_the_handler_raises(
-    link: Any, files: FilesService, how: str, kind: type[Exception]
-) -> None:
-    async with link(files) as proxy:
-        async with same_count():
-            with pipe_with(b"") as fd, pytest.raises(kind):
-                await proxy.hold(fd, how)
-
-
 async def test_they_close_when_the_route_is_unknown_or_refused(
     raw_peer: Any, files: FilesService
 ) -> None:
@@ -312,30 +214,6 @@ async def test_they_close_when_the_caller_is_cancelled_at_any_step(
                         for _ in range(steps):
                             await trio.lowlevel.checkpoint()
                         nursery.cancel_scope.cancel()
-
-
-async def test_they_close_when_a_result_crosses_the_cancellation_at_any_step(
-    link: Any, files: FilesService
-) -> None:
-    async with link(files) as proxy:
-        connection = connection_of(proxy)
-        for steps in range(25):
-            async with same_count():
-                got: list[Fd] = []
-
-                async def call(got: list[Fd] = got) -> None:
-                    got.append(await proxy.open("owned"))
-
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(call)
-                    for _ in range(steps):
-                        await trio.lowlevel.checkpoint()
-                    nursery.cancel_scope.cancel()
-                for fd in got:
-                    fd.close()
-                await trio.testing.wait_all_tasks_blocked()
-        statistics = connection.statistics()
-        assert statistics.descriptors_received == statistics.descriptors_delivered
 
 
 async def test_they_close_when_the_peer_ends_in_the_middle(

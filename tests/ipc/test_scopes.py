@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,11 +15,9 @@ from attrs import frozen
 
 from container.ipc import (
     Actor,
-    AlreadyExists,
     Contract,
     DataLoss,
     DeadlineExceeded,
-    Fd,
     HolderFailed,
     Incompatible,
     InvalidState,
@@ -29,7 +26,6 @@ from container.ipc import (
     ScopeEnded,
     Unsupported,
     cleanup,
-    connection_of,
     in_memory,
     open_service,
 )
@@ -47,9 +43,6 @@ class Leases(Contract, name="leases"):
     def lease(self, key: str) -> AbstractAsyncContextManager[Lease]: ...
 
     @abstractmethod
-    def file(self, path: str) -> AbstractAsyncContextManager[Fd]: ...
-
-    @abstractmethod
     async def held(self) -> tuple[str, ...]: ...
 
 
@@ -60,27 +53,14 @@ class LeasesService(Actor, Leases):
         self.keys: list[str] = []
         self.log: list[str] = []
         self.go = trio.Event()
-        self.cleaning = trio.Event()
 
     @asynccontextmanager
     async def lease(self, key: str) -> AsyncGenerator[Lease]:
-        if key in self.keys:
-            raise AlreadyExists(f"{key} is leased")
-        if key == "slow to open":
-            self.log.append("opening")
-            try:
-                await trio.sleep(10)
-            finally:
-                self.log.append("not opened")
         self.keys.append(key)
         try:
             if key == "nursery":
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._fail_soon)
-                    yield Lease(key, len(self.keys))
-            elif key == "ends":
-                with trio.CancelScope() as scope:
-                    self.scope = scope
                     yield Lease(key, len(self.keys))
             else:
                 yield Lease(key, len(self.keys))
@@ -91,14 +71,12 @@ class LeasesService(Actor, Leases):
             self.log.append("awaited")
             if key == "overstays":
                 await trio.sleep_forever()
-            if key != "swallows":
-                raise
+            raise
         except trio.Cancelled:
             self.log.append("cancelled")
             raise
         finally:
             with cleanup():
-                self.cleaning.set()
                 await trio.sleep(0.2)
             self.keys.remove(key)
             if key == "unclean":
@@ -107,10 +85,6 @@ class LeasesService(Actor, Leases):
     async def _fail_soon(self) -> None:
         await self.go.wait()
         raise InvalidState("the lease was revoked")
-
-    @asynccontextmanager
-    async def file(self, path: str) -> AsyncGenerator[Fd]:
-        yield Fd(os.open(path, os.O_RDONLY))
 
     async def held(self) -> tuple[str, ...]:
         return tuple(self.keys)
@@ -124,56 +98,9 @@ def service() -> LeasesService:
 # --- the holder leaves ------------------------------------------------------------------------
 
 
-async def test_it_is_held_for_the_block_and_cleaned_up_before_it_ends(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        async with leases.lease("a") as lease:
-            assert lease == Lease("a", 1)
-            assert await leases.held() == ("a",)
-        assert service.keys == []
-        assert service.log == ["left"]
-
-
-async def test_several_are_held_at_once_and_left_in_any_order(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        first, second = leases.lease("a"), leases.lease("b")
-        await first.__aenter__()
-        async with second:
-            assert await leases.held() == ("a", "b")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_hold_a_while, leases, "c")
-        assert await leases.held() == ("a",)
-        await first.__aexit__(None, None, None)
-        assert await leases.held() == ()
-
-
 async def _hold_a_while(leases: Leases, key: str) -> None:
     async with leases.lease(key):
         await trio.sleep(1)
-
-
-async def test_an_exception_of_the_block_stays_at_home_and_the_body_is_told(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        with pytest.raises(KeyError, match="mine"):
-            async with leases.lease("a"):
-                raise KeyError("mine")
-        assert service.log == ["holder failed", "awaited"]
-        assert service.keys == []
-
-
-async def test_a_body_that_swallows_the_failure_does_not_swallow_the_holders_exception(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        with pytest.raises(KeyError):
-            async with leases.lease("swallows"):
-                raise KeyError("mine")
-        assert service.keys == []
 
 
 async def test_a_failed_block_does_not_wait_for_clean_up_beyond_the_grace(
@@ -185,32 +112,6 @@ async def test_a_failed_block_does_not_wait_for_clean_up_beyond_the_grace(
             async with leases.lease("overstays"):
                 raise KeyError("mine")
         assert trio.current_time() - began < 3
-        assert service.keys == []
-        assert await leases.held() == ()
-
-
-async def test_an_error_in_clean_up_is_raised_at_the_end_of_the_block(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        with pytest.raises(DataLoss, match="torn"):
-            async with leases.lease("unclean"):
-                pass
-        with pytest.RaisesGroup(KeyError, DataLoss):
-            async with leases.lease("unclean"):
-                raise KeyError("mine")
-        assert await leases.held() == ()
-
-
-async def test_a_cancelled_holder_waits_for_the_clean_up(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        with trio.move_on_after(1) as scope:
-            async with leases.lease("a"):
-                await trio.sleep_forever()
-        assert scope.cancelled_caught
-        assert service.log == ["cancelled"]
         assert service.keys == []
         assert await leases.held() == ()
 
@@ -236,133 +137,10 @@ async def test_a_holder_cancelled_while_it_leaves_still_waits_for_the_clean_up(
         assert await leases.held() == ()
 
 
-async def test_a_lost_holder_ends_the_scope(
-    service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with in_memory(service) as leases:
-        with pytest.raises(PeerGone):
-            async with leases.lease("a"):
-                connection_of(leases)._transport.close()  # pyright: ignore[reportPrivateUsage]
-                await trio.sleep_forever()
-        with trio.fail_after(5):
-            await service.cleaning.wait()
-    assert service.log == ["cancelled"]
-    assert service.keys == []
-
-
 # --- opening ----------------------------------------------------------------------------------
 
 
-async def test_what_opening_raises_is_raised_and_nothing_is_held(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        async with leases.lease("a"):
-            with pytest.raises(AlreadyExists, match="a is leased"):
-                async with leases.lease("a"):
-                    raise AssertionError("entered")
-        assert connection_of(leases).statistics().pending == 0
-
-
-async def test_the_deadline_bounds_the_opening(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        with trio.move_on_after(1) as scope:
-            async with leases.lease("slow to open"):
-                raise AssertionError("entered")
-        assert scope.cancelled_caught
-        assert service.log == ["opening", "not opened"]
-
-
-async def test_the_deadline_of_the_opening_does_not_end_what_was_opened(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        with trio.CancelScope(deadline=trio.current_time() + 1) as scope:
-            async with leases.lease("a"):
-                scope.deadline = float("inf")
-                await trio.sleep(10)
-                assert await leases.held() == ("a",)
-        assert service.log == ["left"]
-
-
-async def test_an_opening_that_wins_against_the_cancellation_is_closed_again(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            async with leases.lease("a"):
-                raise AssertionError("entered")
-        assert scope.cancelled_caught
-        assert service.keys == []
-        assert await leases.held() == ()
-
-
-async def test_a_descriptor_as_value_belongs_to_the_holder(
-    link: Link, service: LeasesService, tmp_path: Path
-) -> None:
-    (tmp_path / "x").write_text("text")
-    before = len(os.listdir("/proc/self/fd"))
-    async with link(service) as leases:
-        async with leases.file(str(tmp_path / "x")) as fd:
-            assert os.read(fd.fileno(), 10) == b"text"
-        assert os.fstat(fd.fileno()).st_size == 4
-        fd.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-async def test_a_scope_is_entered_once(link: Link, service: LeasesService) -> None:
-    async with link(service) as leases:
-        scope = leases.lease("a")
-        async with scope:
-            pass
-        with pytest.raises(RuntimeError, match="entered once"):
-            async with scope:
-                pass
-
-
 # --- the callee ends it -----------------------------------------------------------------------
-
-
-async def test_a_failure_of_the_callee_reaches_the_block_as_a_childs_would(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        interrupted = False
-        with pytest.raises(InvalidState, match="revoked"):
-            async with leases.lease("nursery"):
-                service.go.set()
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    interrupted = True
-        assert interrupted
-        assert service.keys == []
-
-
-async def test_both_failures_are_raised_as_a_group(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        with pytest.RaisesGroup(KeyError, InvalidState):
-            async with leases.lease("nursery"):
-                service.go.set()
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    raise KeyError("mine")
-
-
-async def test_an_end_without_an_error_is_told_too(
-    link: Link, service: LeasesService, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with link(service) as leases:
-        with pytest.raises(ScopeEnded, match="leases/lease"):
-            async with leases.lease("ends"):
-                service.scope.cancel()
-                await trio.sleep_forever()
 
 
 async def test_a_server_that_stops_ends_the_block_with_unavailable(
@@ -437,9 +215,6 @@ class Front(Actor, Leases):
     async def lease(self, key: str) -> AsyncGenerator[Lease]:
         async with self.behind.lease(key) as lease:
             yield lease
-
-    def file(self, path: str) -> AbstractAsyncContextManager[Fd]:
-        return self.behind.file(path)
 
     async def held(self) -> tuple[str, ...]:
         return await self.behind.held()

@@ -144,10 +144,13 @@ async def a_handlers_own_cancelled_or_deadline_is_an_error_like_any_other(link: 
 
 
 @promise
-async def arguments_of_another_type_never_leave(link: Link) -> None:
+async def arguments_of_another_type_are_refused_by_name_and_the_connection_lives(
+    link: Link,
+) -> None:
     async with link.connect() as subject:
-        with expecting(InvalidArgument):
+        with expecting(InvalidArgument) as caught:
             await subject.add("1", 2)  # pyright: ignore[reportArgumentType]
+        assert "one" in caught.exception.message
         with expecting(TypeError):
             await subject.add(1)  # pyright: ignore[reportCallIssue]
         assert await subject.add(1, 2) == 3
