@@ -160,13 +160,13 @@ MUTATIONS = [
         "transport.py",
         "        lane.chunks.append((bytes(data[:taken]), [os.dup(fd) for fd in descriptors]))\n",
         "        lane.chunks.append((bytes(data[:taken]), list(descriptors)))\n",
-        "test_descriptors.py",
+        "conformance/test_promises.py",
     ),
     Mutation(
         "G8",
         "transport.py",
         "            lane.chunks.appendleft((data[room:], []))\n",
         "            pass\n",
-        "test_descriptors.py",
+        "conformance/test_promises.py",
     ),
 ]
