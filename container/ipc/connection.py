@@ -27,7 +27,7 @@ from attrs import frozen
 from container.ipc import tracing, wire_errors
 from container.ipc.calling import Calls
 from container.ipc.channel_ends import ChannelEnds
-from container.ipc.codec import Incoming, RouteCodec
+from container.ipc.codec import Incoming
 from container.ipc.context import Turn
 from container.ipc.errors import Fate, PeerGone
 from container.ipc.greeting import Greeting
@@ -90,7 +90,7 @@ class ConnectionStatistics:
 class Connection:
     """One conversation. Made by `open_connection`; safe to use from any task of the loop.
 
-    `proxy(Contract)` gives the typed face; `call` is what proxies are made of.
+    `connection_proxy` gives the typed face; `calls` is what proxies are made of.
     """
 
     def __init__(
@@ -231,12 +231,6 @@ class Connection:
     async def wait_lost(self) -> None:
         """Wait until the connection has ended."""
         await self._lost.wait()
-
-    # --- calling ------------------------------------------------------------------------------
-
-    async def call(self, codec: RouteCodec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make a call and return its result; see `Calls.call`."""
-        return await self.calls.call(codec, args, kwargs)
 
     # --- what comes ---------------------------------------------------------------------------
 

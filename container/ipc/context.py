@@ -73,7 +73,7 @@ ENDED = trio.CancelScope()
 class Turn:
     """The scope of the calls that one task serves, one after the other.
 
-    Entering a cancel scope and leaving it costs more than decoding a small call. A scope that was
+    Entering a cancel scope and leaving it costs several microseconds a call. A scope that was
     not cancelled while a call ran in it is as good as new: it stays entered for the next call. An
     error is let out through it, as through any scope, and the next call gets another.
     """
