@@ -196,3 +196,12 @@ class Images(Contract, name="images", version=1):
     async def release(self, holder: str) -> None:
         """Drop all holds of `holder`; none is no error."""
         ...
+
+    @abstractmethod
+    async def sweep(self) -> int:
+        """Remove blobs and snapshots that nothing needs, and return how many bytes that freed.
+
+        That includes what a pull which was cut off had fetched, and which is otherwise kept for a
+        day, for its next try. Nothing is removed while a broken document may name it.
+        """
+        ...

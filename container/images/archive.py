@@ -297,7 +297,7 @@ class Loader:
             raise Malformed(f'"{name[:200]}" is missing')
         if size > self.limits.blob:
             raise Overloaded(f"a layer has more than {self.limits.blob} bytes")
-        if self.blobs.has(wanted.digest):
+        if self.blobs.has(wanted.digest, wanted.size):
             return
         with self.blobs.write(split_digest(wanted.digest)[0]) as writer:
             self._pump(name, writer)

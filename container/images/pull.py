@@ -59,7 +59,7 @@ async def fetch_image(
         async def fetch(wanted: Descriptor) -> None:
             pin(wanted.digest)
             async with exclusive(f"blob {wanted.digest}"):
-                if not store.blobs.has(wanted.digest):
+                if not store.blobs.has(wanted.digest, wanted.size):
                     async with downloads:
                         await registry.blob(repository, wanted, store.blobs)
 

@@ -7,6 +7,7 @@ while it is unpacked, a holder while its holds change. Everything else runs side
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import stat
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
@@ -39,7 +40,7 @@ from container.images.platforms import rank, this_platform
 from container.images.pull import fetch_image
 from container.images.reference import LOCAL, candidates, digest_prefix, parse
 from container.images.snapshots import Hold, check_holder
-from container.images.store import Store, StoredImage
+from container.images.store import KEPT_SECONDS, Store, StoredImage
 from container.ipc import (
     Actor,
     ContainerError,
@@ -54,6 +55,7 @@ from container.ipc import (
 from container.storage.blobs import space_errors
 from container.storage.settings import Settings
 
+_log = logging.getLogger(__name__)
 _PIPE_READ = 1 << 16
 _PIPE_BATCH = 1 << 20
 
@@ -99,8 +101,13 @@ class ImagesService(Actor, Images):
         finally:
             self._store.close()
 
+    async def begin(self) -> None:
+        """Begin to remove what earlier pulls have left for a next try that never came."""
+        self.nursery.start_soon(self._store.collect, KEPT_SECONDS)
+
     async def list(self) -> tuple[ImageSummary, ...]:
         """Return all references, sorted; a broken one has no size and no platforms."""
+        self._check_references()
         rows: list[ImageSummary] = []
         for reference, digest in sorted(self._store.references.items()):
             try:
@@ -242,7 +249,20 @@ class ImagesService(Actor, Images):
         if not all(self._store.is_live(hold.manifest) for hold in holds):
             await self._collect()
 
+    async def sweep(self) -> int:
+        """Remove what nothing needs; see the contract."""
+        return await self._store.collect()
+
     # Finding.
+
+    def _check_references(self) -> None:
+        broken = self._store.broken
+        if broken is not None:
+            raise DataLoss(
+                f"the names of the images can't be read: {broken.message}",
+                hint="restore the file, or load or pull an image: then it is set aside",
+                details=broken.details,
+            )
 
     async def _find(self, text: str) -> _Found:
         """Find what a person wrote: a name, a name by digest, or a digest's beginning.
@@ -266,6 +286,7 @@ class ImagesService(Actor, Images):
             found = await self._by_digest(digits, text)
             if found is not None:
                 return found
+        self._check_references()
         raise self._not_found(text)
 
     async def _by_digest(self, digits: str, text: str) -> _Found | None:
@@ -357,6 +378,22 @@ class ImagesService(Actor, Images):
                     raise DataLoss(
                         f'a layer of image "{shown}" is missing', hint="pull or load it again"
                     ) from error
+                except DataLoss as error:
+                    layer = image.manifest.layers[number].digest
+                    if not await trio.to_thread.run_sync(self._changed_on_disk, layer):
+                        raise
+                    raise DataLoss(
+                        f'a layer of image "{shown}" has changed on disk; it was set aside',
+                        hint="pull or load it again",
+                    ) from error
+
+    def _changed_on_disk(self, digest: str) -> bool:
+        """Set a blob aside if it is not what its name says; return whether it was so. Blocking."""
+        blobs = self._store.blobs
+        if blobs.verify(digest):
+            return False
+        _log.error("blob %s has changed on disk: set aside as %s", digest, blobs.set_aside(digest))
+        return True
 
     async def _holders_of(self, found: _Found) -> tuple[str, ...]:
         """Return who would lose a reference's images with it."""

@@ -14,7 +14,8 @@ Source: OCI image-spec, "Layer ChainID"; symlink(7); syncfs(2).
 
 from __future__ import annotations
 
-import ctypes
+import errno
+import logging
 import os
 import re
 import secrets
@@ -30,9 +31,12 @@ from container.images.limits import Limits
 from container.images.unpack import unpack_layer
 from container.ipc import DataLoss, InvalidArgument
 from container.storage.blobs import Blobs, space_errors
-from container.storage.documents import Documents, sync_folder
+from container.storage.documents import Documents, is_aside, set_aside
+from container.storage.durable import make_folder, sync_file_system, sync_folder
 
 _HOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_HOLD = re.compile(r"((?:sha256:[0-9a-f]{64})|(?:sha512:[0-9a-f]{128})) (sha(?:256|512):[0-9a-f]+)")
+_log = logging.getLogger(__name__)
 _documents = Documents(1, cattrs.Converter(forbid_extra_keys=True))
 
 
@@ -70,24 +74,42 @@ class Snapshots:
     """By chain id: all that are here."""
     holds: dict[str, set[Hold]] = field(factory=dict[str, set[Hold]])
     """By holder; entered before the record is written, so that no deletion can come between."""
+    broken: dict[Path, DataLoss] = field(factory=dict[Path, DataLoss])
+    """What can't be read: left where it is, and as good as not there. A broken hold may be a claim
+    on anything: while there is one, nothing is garbage."""
+
+    @property
+    def certain(self) -> bool:
+        """False while there is a hold of which nobody knows what it holds."""
+        return not any(path.parent == self.holders_folder for path in self.broken)
 
     def load(self) -> None:
-        """Read what is on disk.
-
-        Raises:
-            DataLoss: a record can't be read.
-        """
+        """Read what is on disk; what can't be read is remembered in `broken` and stops nothing."""
         for folder in (self.folder, self.holders_folder, self.ingest):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         for entry in os.scandir(self.folder):
-            record = _documents.read(Path(entry.path) / "snapshot.json", SnapshotRecord)
-            self.records[record.chain_id] = record
+            if is_aside(entry.name):
+                continue
+            try:
+                record = read_snapshot(Path(entry.path))
+                self.records[record.chain_id] = record
+            except DataLoss as error:
+                self._remember(Path(entry.path), error)
         for entry in os.scandir(self.holders_folder):
-            manifest, _, chain_id = os.readlink(entry.path).partition(" ")
-            holder = entry.name.rpartition(".")[0]
-            if not holder or not chain_id:
-                raise DataLoss(f"{entry.path} can't be read", hint="move it away")
-            self.holds.setdefault(holder, set()).add(Hold(holder, manifest, chain_id))
+            if is_aside(entry.name):
+                continue
+            try:
+                hold = read_hold(Path(entry.path))
+                self.holds.setdefault(hold.holder, set()).add(hold)
+            except DataLoss as error:
+                self._remember(Path(entry.path), error)
+        # Whoever made them may have been killed before its sync, and we answer for them from now.
+        sync_folder(self.folder)
+        sync_folder(self.holders_folder)
+
+    def _remember(self, path: Path, error: DataLoss) -> None:
+        _log.error("%s is set aside: %s", path, error.message)
+        self.broken[path] = error
 
     def layer(self, chain_id: str) -> Path:
         """Return the folder that overlayfs takes as a layer."""
@@ -130,20 +152,36 @@ class Snapshots:
                 _documents.write(work / "snapshot.json", record)
                 check()
                 sync_file_system(work)
-                os.rename(work, self._place(chain_id))
+                self._put(work, self._place(chain_id))
                 sync_folder(self.folder)
             return record
         except BaseException:
             remove_tree(work)
             raise
 
+    def _put(self, work: Path, place: Path) -> None:
+        try:
+            os.rename(work, place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            # A snapshot that can't be read: containers may run on it, so it is kept.
+            set_aside(place)
+            self.broken.pop(place, None)
+            os.rename(work, place)
+
     def hold(self, hold: Hold) -> None:
         """Write a hold down; durable when this returns."""
+        record = self._record(hold)
         with space_errors(self.holders_folder):
+            target = f"{hold.manifest} {hold.chain_id}"
             try:
-                os.symlink(f"{hold.manifest} {hold.chain_id}", self._record(hold))
+                os.symlink(target, record)
             except FileExistsError:
-                return
+                if record in self.broken:
+                    set_aside(record)
+                    record.unlink(missing_ok=True)
+                    os.symlink(target, record)
             sync_folder(self.holders_folder)
 
     def release(self, holds: Iterable[Hold]) -> None:
@@ -176,6 +214,47 @@ class Snapshots:
         return self.holders_folder / f"{hold.holder}.{digits}"
 
 
+def read_snapshot(folder: Path) -> SnapshotRecord:
+    """Read what a snapshot's folder says of itself.
+
+    Raises:
+        DataLoss: it is broken; names the path.
+    """
+    path = folder / "snapshot.json"
+    hint = "move the folder away: it is unpacked again when it is needed"
+    try:
+        record = _documents.read(path, SnapshotRecord)
+    except FileNotFoundError:
+        raise DataLoss(f"{path} is missing", hint=hint, details={"path": str(path)}) from None
+    if record.chain_id.partition(":")[2] != folder.name:
+        raise DataLoss(
+            f"{path} is of another snapshot, {record.chain_id[:100]}",
+            hint=hint,
+            details={"path": str(path)},
+        )
+    if not (folder / "fs").is_dir():
+        raise DataLoss(f"{folder} has no files", hint=hint, details={"path": str(folder)})
+    return record
+
+
+def read_hold(link: Path) -> Hold:
+    """Read the record of a hold.
+
+    Raises:
+        DataLoss: it is broken; names the path.
+    """
+    holder = link.name.rpartition(".")[0]
+    try:
+        found = _HOLD.fullmatch(os.readlink(link))
+    except OSError:
+        found = None
+    if not _HOLDER.fullmatch(holder) or found is None:
+        raise DataLoss(
+            f"{link} is no hold of a container", hint="move it away", details={"path": str(link)}
+        )
+    return Hold(holder, found[1], found[2])
+
+
 def check_holder(holder: str) -> None:
     """Refuse a holder's name that is none.
 
@@ -206,14 +285,3 @@ def remove_tree(path: Path) -> None:
             path.unlink()
     except FileNotFoundError:
         pass
-
-
-def sync_file_system(folder: Path) -> None:
-    """Make all of a file system durable: one call instead of one for each of thousands of files."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(folder))
-    finally:
-        os.close(descriptor)

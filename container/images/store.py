@@ -13,12 +13,21 @@ Documents are parsed once and kept by digest: a digest's bytes never change. Dec
 garbage and taking it out of the store is one step without a checkpoint (renames into the ingest
 folder), so that no other task sees half of it; what a task needs and no reference names yet, it
 pins.
+
+What can't be read stops nothing else and is never overwritten: a broken `references.json` is set
+aside when a reference is written next. But it may have named anything: as long as there is one,
+aside or in its place, nothing is garbage.
+
+Blobs that nothing needs may be half of a pull that was cut off. They are kept for a day, so that
+its next try goes on where it was.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,14 +48,19 @@ from container.images.manifest import (
 )
 from container.images.reference import Reference, parse
 from container.images.snapshots import Snapshots, remove_tree
-from container.ipc import ContainerError, Unavailable
+from container.ipc import ContainerError, DataLoss, Unavailable
 from container.ipc.sections import Sections
 from container.storage.blobs import Blobs, space_errors
-from container.storage.documents import Documents
+from container.storage.documents import Documents, is_aside
+from container.storage.durable import make_folder
 from container.storage.locks import FileLock, try_lock
 from container.storage.settings import Settings
 
 _documents = Documents(1, cattrs.Converter(forbid_extra_keys=True))
+_log = logging.getLogger(__name__)
+
+KEPT_SECONDS = 24 * 3600.0
+"""That a start leaves what a pull which was cut off had fetched."""
 
 
 @frozen
@@ -122,6 +136,8 @@ class Store:
         self.snapshots = Snapshots(folder / "snapshots", folder / "holders", self.ingest, limits)
         self.references: dict[str, str] = {}
         """Digest by reference, both complete."""
+        self.broken: DataLoss | None = None
+        """Why the references that were there can't be read; None from the next change on."""
         self._targets: dict[str, Target] = {}
         self._summaries: dict[str, ImageSummary] = {}
         self._pins: dict[str, int] = {}
@@ -135,9 +151,8 @@ class Store:
 
         Raises:
             Unavailable: another process has it.
-            DataLoss: a document can't be read; names it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self.folder)
         self.folder.chmod(0o700)  # Set-user-id programs of images are nobody's to run here.
         self._lock = try_lock(self.folder / "lock")
         if self._lock is None:
@@ -150,10 +165,14 @@ class Store:
             for entry in os.scandir(self.ingest):
                 remove_tree(Path(entry.path))
             self.snapshots.load()
+            rows: tuple[StoredReference, ...] = ()
             try:
                 rows = _documents.read(self._document, tuple[StoredReference, ...])
             except FileNotFoundError:
-                rows = ()
+                pass
+            except DataLoss as error:
+                _log.error("the references are set aside: %s", error.message)
+                self.broken = error
             self.references = {row.reference: row.digest for row in rows}
         except BaseException:
             self.close()
@@ -182,9 +201,13 @@ class Store:
             if wanted != self.references:
                 rows = tuple(StoredReference(*pair) for pair in sorted(wanted.items()))
                 with trio.CancelScope(shield=True), space_errors(self.folder):
-                    await trio.to_thread.run_sync(_documents.write, self._document, rows)
-                self.references = wanted
+                    await trio.to_thread.run_sync(self._write, rows)
+                self.references, self.broken = wanted, None
                 self._summaries.clear()
+
+    def _write(self, rows: tuple[StoredReference, ...]) -> None:
+        self.blobs.sync()
+        _documents.write(self._document, rows)
 
     @property
     def _document(self) -> Path:
@@ -302,15 +325,21 @@ class Store:
                 if not self._pins[digest]:
                     del self._pins[digest]
 
-    async def collect(self) -> int:
-        """Remove what no reference, holder or pin needs; return how many bytes that freed."""
+    async def collect(self, kept: float = 0.0) -> int:
+        """Remove what no reference, holder or pin needs; return how many bytes that freed.
+
+        Args:
+            kept: Blobs are left that are younger, in seconds.
+        """
+        if not await trio.to_thread.run_sync(self._certain):
+            return 0
         for digest in set(self.references.values()):
             try:
                 await self.target(digest)
             except ContainerError:
                 # What can't be read may need anything: nothing is garbage until it is mended.
                 return 0
-        garbage = self._set_aside()
+        garbage = self._set_aside(time.time() - kept)
         if garbage is None:
             return 0
         with trio.move_on_after(self.limits.cleanup_timeout, shield=True):
@@ -326,7 +355,15 @@ class Store:
             for image in self._targets[digest].images
         )
 
-    def _set_aside(self) -> _Garbage | None:
+    def _certain(self) -> bool:
+        """Say whether all that may need something is known."""
+        aside = any(
+            is_aside(name) and name.startswith(self._document.name)
+            for name in os.listdir(self.folder)
+        )
+        return self.broken is None and not aside and self.snapshots.certain
+
+    def _set_aside(self, before: float) -> _Garbage | None:
         """Find the garbage and rename it away. No checkpoint: it is one step for all tasks."""
         blobs = set(self._pins)
         chains = set(self._pins)
@@ -343,6 +380,8 @@ class Store:
                 chains.update(record.chain_id for record in self.snapshots.stack(hold.chain_id))
         garbage = _Garbage([], 0)
         for digest in [found for found in self.blobs.digests() if found not in blobs]:
+            if self.blobs.path(digest).stat().st_mtime > before:
+                continue
             aside = self.ingest / f"removed-{secrets.token_hex(8)}"
             garbage.freed += self.blobs.size(digest)
             os.rename(self.blobs.path(digest), aside)

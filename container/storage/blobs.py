@@ -5,6 +5,10 @@ compared, synced, and only then renamed to its own name: what has that name is w
 says. The ingest folder is swept at start, since nothing in it was ever acknowledged. Blocking
 throughout; one writer is used by one thread at a time.
 
+Digests are verified on ingest, always; of documents on each read; of layers when they are unpacked
+(by what comes out) and when somebody asks (`verify`). A blob that has changed on disk is set aside
+in `broken`, never deleted: a store without it fetches it again.
+
 Source: OCI image-spec, descriptors (digests) and image layout (blobs).
 """
 
@@ -15,17 +19,23 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from container.ipc import DataLoss, InvalidArgument, NotFound, Unavailable
-from container.storage.documents import sync_folder
+from container.storage.durable import make_folder, sync_folder
 
 _DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PIECE = 1 << 20
+
+ALGORITHMS = ("sha256", "sha512")
+"""Of digests that are taken: a folder each."""
+BROKEN = "broken"
+"""The folder of blobs that were set aside."""
 
 
 def split_digest(digest: str) -> tuple[str, str]:
@@ -144,19 +154,32 @@ class Blobs:
         self._ingest = ingest
 
     def make_folders(self) -> None:
-        """Make the folders that are not there yet."""
-        for algorithm in ("sha256", "sha512"):
-            (self.folder / algorithm).mkdir(parents=True, exist_ok=True)
-        self._ingest.mkdir(parents=True, exist_ok=True)
+        """Make the folders that are not there yet, durably."""
+        for algorithm in ALGORITHMS:
+            make_folder(self.folder / algorithm)
+        make_folder(self._ingest)
+
+    def sync(self) -> None:
+        """Make the names of all blobs durable, whoever put them there.
+
+        What a writer that was killed has renamed it may not have synced. Before something that
+        needs a blob is written down, this is called.
+        """
+        for algorithm in ALGORITHMS:
+            sync_folder(self.folder / algorithm)
 
     def path(self, digest: str) -> Path:
         """Return where a blob is, or would be."""
         algorithm, digits = split_digest(digest)
         return self.folder / algorithm / digits
 
-    def has(self, digest: str) -> bool:
-        """Say whether a blob is here, whole."""
-        return self.path(digest).exists()
+    def has(self, digest: str, size: int | None = None) -> bool:
+        """Say whether a blob is here, whole; with `size`, also of so many bytes."""
+        try:
+            found = self.path(digest).stat()
+        except FileNotFoundError:
+            return False
+        return size is None or found.st_size == size
 
     def size(self, digest: str) -> int:
         """Return a blob's size in bytes, 0 if it is not here."""
@@ -184,6 +207,43 @@ class Blobs:
             raise DataLoss(f"{path} has changed on disk", hint="delete the image and pull it again")
         return data
 
+    def verify(self, digest: str, check: Callable[[], None] = lambda: None) -> bool:
+        """Say whether a blob's bytes are what its digest says; reads all of it.
+
+        Args:
+            digest: Which.
+            check: Called often; raises to stop.
+
+        Raises:
+            NotFound: it is not here.
+            OSError: it can't be read.
+        """
+        algorithm, digits = split_digest(digest)
+        found = hashlib.new(algorithm)
+        try:
+            with self.path(digest).open("rb", buffering=0) as file:
+                while data := file.read(_PIECE):
+                    check()
+                    found.update(data)
+        except FileNotFoundError:
+            raise NotFound(f"blob {digest} is not in the store") from None
+        return found.hexdigest() == digits
+
+    def set_aside(self, digest: str) -> Path:
+        """Take a blob that is not what its digest says out of the store, and keep it.
+
+        Returns:
+            Where it is now.
+        """
+        path = self.path(digest)
+        broken = self.folder / BROKEN
+        make_folder(broken)
+        aside = broken / f"{path.parent.name}-{path.name}-{secrets.token_hex(4)}"
+        os.rename(path, aside)
+        sync_folder(broken)
+        sync_folder(path.parent)
+        return aside
+
     def write(self, algorithm: str = "sha256") -> BlobWriter:
         """Begin a blob: `with blobs.write() as writer: ...; writer.commit(digest)`.
 
@@ -200,7 +260,8 @@ class Blobs:
             return writer.commit()
 
     def digests(self) -> Iterator[str]:
-        """List the digests of all blobs."""
-        for algorithm in ("sha256", "sha512"):
+        """List the digests of all blobs; what has no digest's name is none."""
+        for algorithm in ALGORITHMS:
             for name in os.listdir(self.folder / algorithm):
-                yield f"{algorithm}:{name}"
+                if _DIGEST.fullmatch(f"{algorithm}:{name}"):
+                    yield f"{algorithm}:{name}"

@@ -508,6 +508,9 @@ class FakeImages(Images):
     ) -> Snapshot:
         raise NotImplementedError
 
+    async def sweep(self) -> int:
+        return 0
+
     async def release(self, holder: str) -> None:
         raise NotImplementedError
 
@@ -534,6 +537,15 @@ class FakeLauncher(Launcher):
         raise NotImplementedError
 
     async def adopt(self, unit: ServiceUnit, socket: Fd) -> None:
+        raise NotImplementedError
+
+    async def keep(self, service: str, name: str, descriptor: Fd) -> None:
+        raise NotImplementedError
+
+    async def drop(self, service: str, name: str) -> None:
+        raise NotImplementedError
+
+    async def orphan(self, pid: int) -> int | None:
         raise NotImplementedError
 
     async def status(self) -> SystemStatus:

@@ -91,3 +91,24 @@ def test_no_space_says_where_and_other_errors_pass(tmp_path: Path) -> None:
     assert caught.value.hint
     with pytest.raises(PermissionError), space_errors(tmp_path):
         raise OSError(errno.EACCES, "Permission denied")
+
+
+def test_a_blob_is_verified_when_asked_and_a_bad_one_set_aside(blobs: Blobs) -> None:
+    digest = blobs.add(b"hello")
+    assert blobs.verify(digest)
+    assert blobs.has(digest, 5)
+    assert not blobs.has(digest, 4)
+    blobs.path(digest).write_bytes(b"jello")
+    assert not blobs.verify(digest)
+    aside = blobs.set_aside(digest)
+    assert aside.read_bytes() == b"jello"
+    assert not blobs.has(digest)
+    with pytest.raises(NotFound):
+        blobs.verify(digest)
+    assert blobs.add(b"hello") == digest
+
+
+def test_what_has_no_name_of_a_digest_is_no_blob(blobs: Blobs) -> None:
+    digest = blobs.add(b"hello")
+    (blobs.folder / "sha256" / "lost+found").mkdir()
+    assert list(blobs.digests()) == [digest]
