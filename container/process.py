@@ -24,14 +24,15 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from attrs import asdict, define
+from attrs import asdict, define, field
 
+from container.activation import handed_over, sort_out
+from container.ipc.descriptor import Fd
 from container.ipc.error_groups import leaves
 from container.ipc.errors import (
     ContainerError,
@@ -46,8 +47,6 @@ from container.ipc.errors import (
 from container.ipc.spawning.tree import become_subreaper as become_subreaper
 from container.storage.paths import Paths
 
-FIRST_LISTEN_FD = 3
-"""Where systemd's protocol puts the first socket (`SD_LISTEN_FDS_START`)."""
 LIFELINE_GRACE = 5
 """Seconds from the end of the lifeline to SIGALRM, which kills."""
 LOG_BOUND = 8 * 2**20
@@ -78,6 +77,9 @@ class Context:
     """argv after the common options."""
     owned: bool = False
     """True in a private system, whose owner's end is the end of its containers too."""
+    kept: dict[str, Fd] = field(factory=dict[str, Fd])
+    """What the launcher (or systemd's descriptor store) kept for this service, by name. Take out
+    what is used; what is left here is closed when the process ends."""
     stop_reason: StopReason | None = None
     """Set before `serve` is cancelled."""
 
@@ -120,15 +122,14 @@ def run_process(name: str, serve: Serve, argv: Sequence[str] | None = None) -> i
     paths = Paths.default()
     try:
         set_up_logging(name, log or paths.logs / f"{name.removeprefix('container-')}.log")
-        listeners = adopt_listeners()
-        for surplus in listeners[1:]:
-            surplus.close()
+        listener, kept = sort_out(handed_over())
         lifeline = _take_descriptor("CONTAINER_LIFELINE_FD")
         context = Context(
             name=name,
             paths=paths,
-            listener=listeners[0] if listeners else None,
+            listener=listener,
             arguments=arguments,
+            kept=kept,
             owned=os.environ.get("CONTAINER_OWNED") == "1",
         )
     except ContainerError as error:
@@ -149,6 +150,8 @@ def run_process(name: str, serve: Serve, argv: Sequence[str] | None = None) -> i
     finally:
         if context.listener is not None:
             context.listener.close()
+        for left in context.kept.values():
+            left.close()
         signal.alarm(0)
         logging.shutdown()
     return EX_OK if status is None else status
@@ -221,37 +224,6 @@ async def _attended(context: Context, serve: Serve, lifeline: socket.socket | No
 
 
 # --- descriptors ---
-
-
-def adopt_listeners() -> list[socket.socket]:
-    """Take the sockets that the parent passed by systemd's protocol, and unset its variables.
-
-    Without them, or with those of another process, the list is empty. They are made close-on-exec.
-
-    Raises:
-        InvalidArgument: the variables are there, but what they name is no listening socket.
-
-    Source: sd_listen_fds(3).
-    """
-    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
-    os.environ.pop("LISTEN_FDNAMES", None)
-    if not pid or not count or pid != str(os.getpid()):
-        return []
-    if not count.isascii() or not count.isdigit() or int(count) > 64:
-        raise InvalidArgument(f"LISTEN_FDS is {count!r}, not a small number")
-    listeners: list[socket.socket] = []
-    for fd in range(FIRST_LISTEN_FD, FIRST_LISTEN_FD + int(count)):
-        try:
-            os.set_inheritable(fd, False)
-            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                raise InvalidArgument(f"descriptor {fd} from LISTEN_FDS is no socket")
-            listener = socket.socket(fileno=fd)
-        except OSError as error:
-            raise InvalidArgument(f"descriptor {fd} from LISTEN_FDS: {error.strerror}") from error
-        listeners.append(listener)
-        if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise InvalidArgument(f"descriptor {fd} from LISTEN_FDS does not listen")
-    return listeners
 
 
 def _take_descriptor(variable: str) -> socket.socket | None:

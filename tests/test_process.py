@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from container import __version__
-from container.ipc import InvalidArgument
-from container.process import LOG_BOUND, adopt_listeners, open_log
+from container.process import LOG_BOUND, open_log
 
 SERVICE = """
 import sys, trio
@@ -152,34 +151,6 @@ def test_the_end_of_the_lifeline_ends_the_process_even_if_its_clean_up_hangs(
             ours.close()
             process.communicate(timeout=30)
     assert process.returncode == status
-
-
-def test_a_listening_socket_is_adopted_and_the_variables_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "s"))
-        listener.listen()
-        pid = os.fork()
-        if pid == 0:  # in a child, since descriptor 3 is the runner's own here
-            try:
-                os.dup2(listener.fileno(), 3)
-                os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="x")
-                (adopted,) = adopt_listeners()
-                assert adopted.getsockname() == str(tmp_path / "s")
-                assert not os.get_inheritable(3)
-                assert not [name for name in os.environ if name.startswith("LISTEN_")]
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
-    monkeypatch.setenv("LISTEN_PID", "1")
-    monkeypatch.setenv("LISTEN_FDS", "1")
-    assert adopt_listeners() == []
-    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    monkeypatch.setenv("LISTEN_FDS", "-1")
-    with pytest.raises(InvalidArgument, match="LISTEN_FDS is '-1'"):
-        adopt_listeners()
 
 
 def test_a_log_beyond_its_bound_is_moved_aside_once(tmp_path: Path) -> None:

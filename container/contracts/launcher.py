@@ -126,7 +126,53 @@ class Launcher(Contract, name="launcher", version=1):
     @abstractmethod
     async def adopt(self, unit: ServiceUnit, socket: Fd) -> None:
         """Register the caller, a service that outlived the previous launcher, with its listening
-        socket."""
+        socket. What it had kept there is lost with that launcher: it sends it again by `keep`."""
+        ...
+
+    @abstractmethod
+    async def keep(self, service: str, name: str, descriptor: Fd) -> None:
+        """Keep a descriptor for a service through the end of its process, however that comes.
+
+        The next process of the service gets it at its start, by `LISTEN_FDS` and `LISTEN_FDNAMES`
+        after the listening socket. A second one under the same name replaces the first. It is kept
+        until it is dropped, replaced, or the service removed: through stops and failed starts, and
+        also when a pipe or socket has hung up, since what was written before can still be read.
+
+        Only the service's own process, one below it, and the API server keep for a service.
+
+        Args:
+            service: A registered service.
+            name: 1 to 255 printable ASCII characters without a colon; not the service's own name,
+                which is its listening socket's.
+            descriptor: Anything that is open.
+
+        Raises:
+            NotFound: no service has this name.
+            InvalidArgument: a bad name; or a listening socket, for a service without one of its
+                own, which would take it for its own.
+            PermissionDenied: another process calls.
+            Overloaded: too many are kept, for this service or in all; nothing was changed.
+        """
+        ...
+
+    @abstractmethod
+    async def drop(self, service: str, name: str) -> None:
+        """Close what is kept for a service under a name; an empty name drops all of the service's.
+
+        Nothing of the name, and no such service, are no errors.
+
+        Raises:
+            PermissionDenied: another process than those that may `keep`.
+        """
+        ...
+
+    @abstractmethod
+    async def orphan(self, pid: int) -> int | None:
+        """Return how an orphan ended: exit code, or 128+n for a signal; each is told once.
+
+        An orphan is a process whose parent ended and that so became the launcher's child. The last
+        1,024 are remembered. None: it lives on, was told already, or was never the launcher's.
+        """
         ...
 
     @abstractmethod

@@ -106,8 +106,7 @@ def _exit_status(pidfd: int) -> int | None:
     try:
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         assert result is not None
-        dead_by_signal = result.si_code != os.CLD_EXITED
-        return 128 + result.si_status if dead_by_signal else result.si_status
+        return _code(result)
     except ChildProcessError:
         pass
     # Adopted, so another's child: newer kernels tell whoever held its pidfd in time.
@@ -119,6 +118,10 @@ def _exit_status(pidfd: int) -> int | None:
     if not mask & _PIDFD_INFO_EXIT:
         return None
     return os.waitstatus_to_exitcode(code) if os.WIFEXITED(code) else 128 + os.WTERMSIG(code)
+
+
+def _code(found: os.waitid_result) -> int:
+    return found.si_status + (0 if found.si_code == os.CLD_EXITED else 128)
 
 
 @define(eq=False)
@@ -163,6 +166,13 @@ class Children:
 
     def orphan_status(self, pid: int) -> int | None:
         """Return how an orphan ended, once; None if that is not known."""
+        self.sweep()
+        if pid not in self._orphans and pid not in self._known and not self._forking:
+            # It may have ended and wait behind a service that its own waiter has not reaped yet.
+            with contextlib.suppress(ChildProcessError, OverflowError):
+                found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+                if found is not None:
+                    return _code(found)
         return self._orphans.pop(pid, None)
 
     def sweep(self) -> None:
@@ -179,7 +189,6 @@ class Children:
                 return
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
-            by_signal = found.si_code != os.CLD_EXITED
-            self._orphans[found.si_pid] = found.si_status + (128 if by_signal else 0)
+            self._orphans[found.si_pid] = _code(found)
             while len(self._orphans) > ORPHAN_BOUND:
                 self._orphans.popitem(last=False)

@@ -6,6 +6,7 @@ What it is *not*: it knows no contract but its own, and nothing of containers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -32,10 +33,12 @@ from container.ipc import (
     InvalidArgument,
     InvalidState,
     NotFound,
+    PermissionDenied,
     Unavailable,
     current_call,
 )
 from container.launcher.children import Children
+from container.launcher.descriptors import DescriptorStore, is_below, listens
 from container.launcher.rundir import (
     Inode,
     bind_listener,
@@ -48,6 +51,8 @@ from container.launcher.supervision import Service
 from container.launcher.units import check_unit, in_order
 from container.storage.paths import Paths
 
+API_SERVER = "apiserver"
+"""The service that may keep for all."""
 SERVICES_BOUND = 10_000
 ADOPTION_BOUND = 5.0
 """Seconds in which a service that outlived the previous launcher is expected to register."""
@@ -100,6 +105,7 @@ class LauncherService(Actor, Launcher):
         self._preload = preload
         self._caller = caller
         self._services: dict[str, Service] = {}
+        self._descriptors = DescriptorStore()
         self._started = datetime.now(UTC)
         self._closing = False
         self._stop_containers = owner is not None
@@ -115,19 +121,17 @@ class LauncherService(Actor, Launcher):
         """Hold lifeline, zygote and services; stop them at the end, within 30 s."""
         children = Children()
         held, given = socket.socketpair()
-        spawner = Spawner(
-            children,
-            Surroundings(
-                environment=self._environment,
-                logs=self._paths.logs,
-                lifeline=given,
-                owner=self._owner,
-                preload=self._preload,
-            ),
-            self._door,
+        descriptors = self._descriptors
+        surroundings = Surroundings(
+            environment=self._environment,
+            logs=self._paths.logs,
+            lifeline=given,
+            owner=self._owner,
+            preload=self._preload,
         )
+        spawner = Spawner(children, surroundings, descriptors, self._door)
         self._children, self._spawner = children, spawner
-        with held, given:
+        with held, given, contextlib.closing(descriptors):
             async with spawner.running():
                 try:
                     yield
@@ -202,6 +206,7 @@ class LauncherService(Actor, Launcher):
             service.supervision.cancel()
             await service.ended.wait()
             service.close()
+            self._descriptors.drop(name)
             del self._services[name]
 
     async def start(self, name: str) -> ServiceStatus:
@@ -255,6 +260,30 @@ class LauncherService(Actor, Launcher):
             self._add(service)
             _log.info("%s was adopted with process %s", unit.name, pid)
 
+    async def keep(self, service: str, name: str, descriptor: Fd) -> None:
+        """Keep a descriptor for a service; see the contract."""
+        await trio.lowlevel.checkpoint()
+        found = self._get(service)
+        self._check_keeper(found)
+        if found.path is None and listens(descriptor.fileno()):
+            raise InvalidArgument(
+                f'"{service}" has no socket of its own, and would take this one for it'
+            )
+        self._descriptors.keep(service, name, descriptor)
+
+    async def drop(self, service: str, name: str) -> None:
+        """Close what is kept for a service; see the contract."""
+        await trio.lowlevel.checkpoint()
+        found = self._services.get(service)
+        if found is not None:
+            self._check_keeper(found)
+            self._descriptors.drop(service, name or None)
+
+    async def orphan(self, pid: int) -> int | None:
+        """Return how an orphan ended, once; see the contract."""
+        await trio.lowlevel.checkpoint()
+        return self._children.orphan_status(pid)
+
     async def status(self) -> SystemStatus:
         """Return the system and its services."""
         await trio.lowlevel.checkpoint()
@@ -276,6 +305,18 @@ class LauncherService(Actor, Launcher):
         self.shut_down.set()
 
     # --- inside ---
+
+    def _check_keeper(self, service: Service) -> None:
+        """Refuse a call of a process that neither serves this service nor is the API server."""
+        caller = self._caller()
+        for one in (service, self._services.get(API_SERVER)):
+            if one is not None and one.process is not None and is_below(caller, one.process.pid):
+                return
+        name = service.unit.name
+        raise PermissionDenied(
+            f'process {caller} may not keep for service "{name}"',
+            hint="its own process may, those below that one, and the API server",
+        )
 
     def hide(self) -> None:
         """Unlink the launcher's own sockets, so that who comes now starts the next launcher."""

@@ -22,6 +22,7 @@ from container.ipc import Backoff, Supervised, Unavailable
 from container.ipc.spawning.asking import FORK_BOUND, ZygoteLink, start_zygote
 from container.ipc.spawning.requests import Fork
 from container.launcher.children import Children, Process
+from container.launcher.descriptors import DescriptorStore
 from container.process import open_log
 
 
@@ -44,6 +45,7 @@ class Spawner:
 
     children: Children
     surroundings: Surroundings
+    descriptors: DescriptorStore
     door: socket.socket | None = None
     _process: Process | None = None
     _link: ZygoteLink | None = None
@@ -98,33 +100,28 @@ class Spawner:
         gate_out, gate_in = os.pipe2(os.O_CLOEXEC)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            descriptors = [null, log, log, gate_out]
-            if listener is not None:
-                descriptors.append(listener.fileno())
-            lifeline = self._lifeline(unit)
-            if lifeline is not None:
-                descriptors.append(lifeline.fileno())
-            environment = {**self.surroundings.environment, **unit.environment}
-            if listener is not None:
-                environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": unit.name}
-            if lifeline is not None:
-                number = 3 if listener is None else 4
-                environment["CONTAINER_LIFELINE_FD"] = str(number)
-            request = Fork(
-                name=unit.name,
-                command=tuple(unit.command),
-                environment=environment,
-                entry=unit.entry if self.surroundings.preload else None,
-                gated=True,
-                detached=True,
-                pid_variable=None if listener is None else "LISTEN_PID",
-            )
-            with trio.fail_after(FORK_BOUND):
-                async with self._lock:
-                    with self.children.forking():
-                        self._ensure()
-                        assert self._link is not None
-                        process = self.children.add(await self._link.fork(request, descriptors))
+            with self.descriptors.lent(unit.name) as kept:
+                given = [] if listener is None else [(unit.name, listener.fileno())]
+                given += kept.items()
+                descriptors = [null, log, log, gate_out, *(fd for _, fd in given)]
+                environment = {**self.surroundings.environment, **unit.environment}
+                if given:
+                    environment["LISTEN_FDS"] = str(len(given))
+                    environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in given)
+                lifeline = self._lifeline(unit)
+                if lifeline is not None:
+                    environment["CONTAINER_LIFELINE_FD"] = str(3 + len(given))
+                    descriptors.append(lifeline.fileno())
+                request = Fork(
+                    name=unit.name,
+                    command=tuple(unit.command),
+                    environment=environment,
+                    entry=unit.entry if self.surroundings.preload else None,
+                    gated=True,
+                    detached=True,
+                    pid_variable="LISTEN_PID" if given else None,
+                )
+                process = await self._fork(request, descriptors)
             os.write(gate_in, b"g")
         except trio.TooSlowError:
             self._drop()
@@ -133,6 +130,14 @@ class Spawner:
             for fd in (null, log, gate_out, gate_in):
                 os.close(fd)
         return process
+
+    async def _fork(self, request: Fork, descriptors: list[int]) -> Process:
+        with trio.fail_after(FORK_BOUND):
+            async with self._lock:
+                with self.children.forking():
+                    self._ensure()
+                    assert self._link is not None
+                    return self.children.add(await self._link.fork(request, descriptors))
 
     def _lifeline(self, unit: ServiceUnit) -> socket.socket | None:
         if unit.outlives_launcher:

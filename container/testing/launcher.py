@@ -2,7 +2,7 @@
 
 The same contract as the launcher's process: a unit is registered, its helper starts on the first
 connection, runs until it ends itself or is removed, and starts anew on the next connection. What it
-does *not* do: descriptors, sockets on disk, restarts of other services.
+does *not* do: sockets on disk, restarts of other services.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class _Service:
     unit: ServiceUnit
     process: _Process | None = None
     starts: int = 0
+    kept: dict[str, Fd] = field(factory=dict[str, Fd])
     since: datetime = field(factory=lambda: datetime.now(UTC))
 
 
@@ -72,6 +73,15 @@ class InProcessLauncher(Actor, Launcher):
         self._services: dict[str, _Service] = {}
         self._started = datetime.now(UTC)
 
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[None]:
+        """Close at the end what is kept."""
+        try:
+            yield
+        finally:
+            for service in self._services.values():
+                _drop(service)
+
     # --- what the system calls ---
 
     async def register(self, unit: ServiceUnit) -> str:
@@ -92,6 +102,8 @@ class InProcessLauncher(Actor, Launcher):
             process = service.process
             process.scope.cancel()
             await process.ended.wait()
+        if service is not None:
+            _drop(service)
 
     async def start(self, name: str) -> ServiceStatus:
         """Start a helper; see the contract."""
@@ -111,6 +123,24 @@ class InProcessLauncher(Actor, Launcher):
     async def adopt(self, unit: ServiceUnit, socket: Fd) -> None:
         """Refuse: no helper here outlives its launcher."""
         raise Unsupported("an in-process launcher adopts nothing")
+
+    async def keep(self, service: str, name: str, descriptor: Fd) -> None:
+        """Keep a descriptor for any service; see the contract."""
+        await trio.lowlevel.checkpoint()
+        found = self._find(service)
+        _drop(found, name)
+        found.kept[name] = Fd(descriptor.take())
+
+    async def drop(self, service: str, name: str) -> None:
+        """Close what is kept; see the contract."""
+        await trio.lowlevel.checkpoint()
+        if service in self._services:
+            _drop(self._services[service], name)
+
+    async def orphan(self, pid: int) -> int | None:
+        """Know none: what ends here has its parent in this process."""
+        await trio.lowlevel.checkpoint()
+        return None
 
     async def status(self) -> SystemStatus:
         """Return the units; see the contract."""
@@ -152,6 +182,10 @@ class InProcessLauncher(Actor, Launcher):
         process = self._find(name).process
         if process is not None:
             process.scope.cancel()
+
+    def kept(self, name: str) -> dict[str, Fd]:
+        """Return duplicates of what is kept for a service, as its next helper gets them."""
+        return {each: fd.duplicate() for each, fd in self._find(name).kept.items()}
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all units."""
@@ -200,3 +234,9 @@ class InProcessLauncher(Actor, Launcher):
                 process.ended.set()
                 if service.process is process:
                     service.process = None
+
+
+def _drop(service: _Service, name: str = "") -> None:
+    for each in (name,) if name else tuple(service.kept):
+        if each in service.kept:
+            service.kept.pop(each).close()

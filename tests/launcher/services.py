@@ -75,11 +75,42 @@ def failing() -> int:
 def proper() -> int:
     """Work as a service does: with lifeline and signals; note the end in the file `NOTE`.
 
-    The line `adopt NAME SOCKET` registers it with the launcher that is there now.
+    Lines that it knows: `adopt NAME SOCKET` registers it with the launcher that is there now;
+    `keep SERVICE NAME TEXT` has the launcher keep a pipe that hung up after the text; `drop SERVICE
+    NAME`; `kept` tells what it was started with; `orphan PID` asks how an orphan ended.
     """
     from container.process import run_process
 
     return run_process("container-proper", _serve)
+
+
+async def _keep(_: Any, launcher: Any, service: str, name: str, text: str) -> str | None:
+    from container.ipc import ContainerError, Fd
+
+    out, into = os.pipe()
+    os.write(into, text.encode())
+    os.close(into)
+    with Fd(out) as descriptor:
+        try:
+            await launcher.keep(service, name, descriptor)
+        except ContainerError as error:
+            return str(error)
+    return None
+
+
+async def _drop(_: Any, launcher: Any, service: str, name: str = "") -> None:
+    await launcher.drop(service, name)
+
+
+async def _kept(context: Any, _: Any) -> list[list[str]]:
+    return [[name, os.read(fd.fileno(), 100).decode()] for name, fd in context.kept.items()]
+
+
+async def _orphan(_: Any, launcher: Any, pid: str) -> int | None:
+    return await launcher.orphan(int(pid))
+
+
+_COMMANDS: dict[str, Any] = {"keep": _keep, "drop": _drop, "kept": _kept, "orphan": _orphan}
 
 
 async def _serve(context: Any) -> None:
@@ -104,7 +135,11 @@ async def _serve(context: Any) -> None:
                 )
                 async with Launcher.connect(context.paths.launcher_socket) as launcher:
                     await launcher.adopt(unit, Fd.borrow(context.listener))
-            await stream.send_all(json.dumps({"pid": os.getpid()}).encode() + b"\n")
+            answer: dict[str, Any] = {"pid": os.getpid()}
+            if words[0] in _COMMANDS:
+                async with Launcher.connect(context.paths.launcher_socket) as launcher:
+                    answer["answer"] = await _COMMANDS[words[0]](context, launcher, *words[1:])
+            await stream.send_all(json.dumps(answer).encode() + b"\n")
 
     try:
         if context.listener is None:
