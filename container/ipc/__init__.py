@@ -5,6 +5,7 @@ from __future__ import annotations
 from container.ipc.actor import Actor as Actor
 from container.ipc.actor import ActorStatistics as ActorStatistics
 from container.ipc.actor import actor_statistics as actor_statistics
+from container.ipc.awake import stay_awake as stay_awake
 from container.ipc.byte_stream import byte_stream as byte_stream
 from container.ipc.byte_stream import stream_of as stream_of
 from container.ipc.channel import ReceivingEnd as ReceivingEnd

@@ -24,7 +24,7 @@ from typing import Any
 import trio
 from attrs import frozen
 
-from container.ipc import tracing, wire_errors
+from container.ipc import awake, tracing, wire_errors
 from container.ipc.calling import Calls
 from container.ipc.channel_ends import ChannelEnds
 from container.ipc.codec import Incoming
@@ -424,6 +424,7 @@ async def open_connection(
     # What the block raises must not be wrapped in a group by the nursery of our own tasks, so it
     # is carried around it.
     raised: BaseException | None = None
+    looking = awake.add(transport.descriptor)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection._run_io)  # pyright: ignore[reportPrivateUsage]
         try:
@@ -434,6 +435,7 @@ async def open_connection(
         try:
             await connection._close()  # pyright: ignore[reportPrivateUsage]
         finally:
+            awake.remove(looking, transport.descriptor)
             transport.close()
     if raised is not None:
         raise raised

@@ -51,6 +51,8 @@ class Transport(ABC):
 
     connected_uid: int | None = None
     """Effective uid of who connected, where this process accepted."""
+    descriptor: int | None = None
+    """Of the socket whose readability says that `receive` has something; None if there is none."""
     pings: bool = True
     """False where both ends share one loop: a ping could tell nothing."""
 
@@ -102,6 +104,7 @@ class SocketTransport(Transport):
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket = sock
+        self.descriptor = sock.fileno()
         self._explicit: list[tuple[int, int, bytes]] = []
         self._ancillary = _ANCILLARY_BYTES
         self._plain: list[tuple[int, int, bytes]] | None = None
