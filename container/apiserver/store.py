@@ -17,36 +17,26 @@ import errno
 import json
 import logging
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import cast
 
-import cattrs
 from attrs import evolve, frozen
-from cattrs.preconf.json import make_converter
 
-from container.apiserver.names import ID_DIGITS
 from container.contracts.apiserver import Container, ContainerStatus
-from container.ipc import ContainerError, DataLoss
-from container.storage.documents import Documents, sync_folder
+from container.contracts.stored import (
+    CONTAINER_ID,
+    DOCUMENT,
+    LAYERS,
+    REMOVING,
+    STARTED,
+    container_documents,
+    read_container,
+)
+from container.ipc import DataLoss
+from container.storage.durable import make_folder, sync_folder
 
-SCHEMA = 1
-DOCUMENT = "container.json"
-LAYERS = "layers.json"
-"""The folders of the image's layers, which are held for the container as long as it exists. Not
-synced: where it is missing or torn, the image is prepared again."""
-STARTED = "started"
-"""An empty file in the folder of a container that removes itself: it was bootstrapped."""
-REMOVING = "removing"
-"""An empty file in a container's folder: its removal has begun, and start-up finishes it."""
-
-_ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
 _log = logging.getLogger(__name__)
-
-
-def _converter() -> cattrs.Converter:
-    return make_converter()
 
 
 @frozen
@@ -69,7 +59,6 @@ class ContainerStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._documents = Documents(SCHEMA, _converter())
 
     def folder(self, container_id: str) -> Path:
         """Return the folder of a container."""
@@ -80,36 +69,27 @@ class ContainerStore:
         containers: list[Container] = []
         removing: list[str] = []
         broken: dict[str, DataLoss] = {}
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._folder)
         for entry in sorted(os.scandir(self._folder), key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 if not mounts_below(Path(entry.path)):
                     shutil.rmtree(entry.path, ignore_errors=True)
-            elif not _ID.fullmatch(entry.name):
+            elif not CONTAINER_ID.fullmatch(entry.name):
                 _log.warning("%s is not a container's folder: ignored", entry.path)
             elif os.path.lexists(Path(entry.path, REMOVING)):
                 removing.append(entry.name)
             else:
                 try:
                     containers.append(self._read(entry.name))
-                except ContainerError as error:
+                except DataLoss as error:
                     _log.error("container %s is set aside: %s", entry.name, error)
-                    broken[entry.name] = DataLoss(error.message, hint=error.hint)
+                    broken[entry.name] = error
         return Loaded(tuple(containers), tuple(removing), broken)
 
     def _read(self, container_id: str) -> Container:
-        path = self._folder / container_id / DOCUMENT
-        try:
-            container = self._documents.read(path, Container)
-        except OSError as error:
-            raise DataLoss(
-                f"{path} can't be read: {error.strerror}", hint="restore it or move it away"
-            ) from error
-        if container.id != container_id:
-            raise DataLoss(
-                f"{path} is of another container, {container.id}", hint="restore it or move it away"
-            )
-        if os.path.lexists(path.parent / STARTED):
+        folder = self._folder / container_id
+        container = read_container(folder)
+        if os.path.lexists(folder / STARTED):
             return evolve(container, status=ContainerStatus.RUNNING)
         return container
 
@@ -123,13 +103,13 @@ class ContainerStore:
         try:
             hidden.mkdir(mode=0o700)
         except FileNotFoundError:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._folder)
             hidden.mkdir(mode=0o700)
         try:
             # The folder's own sync is spared: syncing a file that was just made also makes its name
             # durable on ext4, xfs, btrfs and f2fs, and the rename below is synced.
             with open(hidden / DOCUMENT, "xb", opener=_private) as file:
-                file.write(self._encode(container))
+                file.write(container_documents.encode(container))
                 file.flush()
                 os.fsync(file.fileno())
             hidden.rename(self._folder / container.id)
@@ -138,16 +118,15 @@ class ContainerStore:
             raise
         sync_folder(self._folder)
 
-    def _encode(self, container: Container) -> bytes:
-        body = {"schema": SCHEMA, "value": _converter().unstructure(container)}
-        return json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
-
     def update(self, container: Container) -> None:
         """Replace the document, durable when this returns."""
-        self._documents.write(self._folder / container.id / DOCUMENT, container)
+        container_documents.write(self._folder / container.id / DOCUMENT, container)
 
     def save_layers(self, container_id: str, layers: tuple[str, ...]) -> None:
-        """Keep where the image's layers are: a later run needs no image name that still fits."""
+        """Keep where the image's layers are: a later run needs no image name that still fits.
+
+        Not synced: where it is missing or torn, the image is prepared again.
+        """
         (self._folder / container_id / LAYERS).write_text(json.dumps(layers))
 
     def load_layers(self, container_id: str) -> tuple[str, ...] | None:
@@ -172,10 +151,18 @@ class ContainerStore:
         else:
             self.update(container)
 
-    def mark_removing(self, container_id: str) -> None:
-        """Write down that the container is being removed; whoever crashes now, start-up goes on."""
+    def mark_removing(self, container_id: str, *, durable: bool = True) -> None:
+        """Write down that the container is being removed; whoever crashes now, start-up goes on.
+
+        Args:
+            durable: Sync it, so that a power loss does not bring back a container whose image was
+                released already. Not needed for one that removes itself.
+        """
+        folder = self._folder / container_id
         try:
-            (self._folder / container_id / REMOVING).touch(mode=0o600)
+            (folder / REMOVING).touch(mode=0o600)
+            if durable:
+                sync_folder(folder)
         except FileNotFoundError:
             pass  # there is no folder any more: the removal is nearly done
 
