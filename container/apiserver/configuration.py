@@ -11,15 +11,25 @@ import math
 import posixpath
 from collections.abc import Iterable
 from datetime import datetime
+from typing import TypeVar
 
 from attrs import evolve
 
+from container.apiserver.healthchecks import INTERVAL, RETRIES, TIMEOUT
 from container.apiserver.names import check_name
 from container.apiserver.signals import signal_name
-from container.contracts.apiserver import Container, ContainerOptions, ContainerStatus
+from container.contracts.apiserver import (
+    Container,
+    ContainerOptions,
+    ContainerStatus,
+    HealthCheck,
+    RestartCondition,
+)
 from container.contracts.images import Image, ImageConfig
 from container.contracts.runtime import INIT, Mount, MountKind, ProcessSpec, Resources, SandboxSpec
 from container.ipc import InvalidArgument
+
+T = TypeVar("T")
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MEMORY_MIN = 6 * 1024 * 1024
@@ -31,6 +41,8 @@ TEXT_MAX = 128 * 1024
 HOSTNAME_MAX = 64
 """Source: sethostname(2)."""
 PROCESS_ID_MAX = 64
+SECONDS_MAX = 366 * 86400.0
+"""Of any time that a user gives."""
 
 
 def check_options(options: ContainerOptions) -> None:
@@ -60,6 +72,57 @@ def check_options(options: ContainerOptions) -> None:
         _check_text("label", value)
     if options.stop_signal is not None:
         signal_name(options.stop_signal)
+    _check_seconds("a stop timeout", options.stop_timeout)
+    check_restart(options)
+    if options.health is not None:
+        check_health(options.health)
+
+
+def check_restart(options: ContainerOptions) -> None:
+    """Check a restart policy.
+
+    Raises:
+        InvalidArgument: it can't be kept.
+    """
+    condition, limit = options.restart.condition, options.restart.limit
+    if condition is RestartCondition.NO and limit is None:
+        return
+    if limit is not None and condition is not RestartCondition.ON_FAILURE:
+        raise InvalidArgument(
+            f"the restart policy {condition.value} has no limit: only on-failure has one"
+        )
+    if limit is not None and not 1 <= limit < 2**31:
+        raise InvalidArgument(f"a limit of {limit} restarts is out of range: at least 1")
+    if options.auto_remove:
+        raise InvalidArgument(
+            f"a container that removes itself can't have the restart policy {condition.value}",
+            hint="leave out one of --rm and --restart",
+        )
+
+
+def check_health(check: HealthCheck) -> None:
+    """Check a health check.
+
+    Raises:
+        InvalidArgument: it has no sense, or a number is out of range.
+    """
+    for text in check.command or ():
+        _check_text("health command", text)
+    if check.command and not check.command[0]:
+        raise InvalidArgument("the health command is empty")
+    for what, seconds in (("interval", check.interval), ("timeout", check.timeout)):
+        if seconds is not None and not 0.001 <= seconds <= SECONDS_MAX:
+            raise InvalidArgument(
+                f"a health {what} of {seconds:g} s is out of range: at least 1 ms are needed"
+            )
+    _check_seconds("a health start period", check.start_period)
+    if check.retries is not None and not 1 <= check.retries < 2**31:
+        raise InvalidArgument(f"{check.retries} health retries are out of range: at least 1")
+
+
+def _check_seconds(what: str, seconds: float | None) -> None:
+    if seconds is not None and not 0 <= seconds <= SECONDS_MAX:
+        raise InvalidArgument(f"{what} of {seconds:g} s is out of range: 0 to a year")
 
 
 def check_resources(resources: Resources) -> None:
@@ -152,6 +215,38 @@ def make_container(
         read_only_root=options.read_only_root,
         stop_signal=_stop_signal(options, config),
         runtime=options.runtime,
+        restart=options.restart,
+        stop_timeout=options.stop_timeout,
+        health=_health(options.health, None),
+    )
+
+
+def _health(given: HealthCheck | None, own: HealthCheck | None) -> HealthCheck | None:
+    """Return a health check with all fields set, or None for no check.
+
+    Args:
+        given: By the user.
+        own: The image's.
+    """
+    given, own = given or HealthCheck(), own or HealthCheck()
+    command = own.command if given.command is None else given.command
+    if not command:
+        if given.command is None and given != HealthCheck():
+            raise InvalidArgument(
+                "there is no health command to run: the image has none either",
+                hint="name one with --health-cmd",
+            )
+        return None
+
+    def first(*values: T | None) -> T:
+        return next(value for value in values if value is not None)
+
+    return HealthCheck(
+        command=command,
+        interval=first(given.interval, own.interval, INTERVAL),
+        timeout=first(given.timeout, own.timeout, TIMEOUT),
+        start_period=first(given.start_period, own.start_period, 0.0),
+        retries=first(given.retries, own.retries, RETRIES),
     )
 
 

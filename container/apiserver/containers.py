@@ -5,34 +5,41 @@ making included). Both change without an await between check and change. What mu
 one container - bootstrap, clean-up, removal - holds `exclusive(id)`; nothing else does, so that a
 wedged container delays nobody, and a `wait` never blocks a `kill`. Who waits for a wedged one in
 vain is told before its deadline what holds it.
+
+Below this: `adoption`, `running`, `table`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
-from typing import TypeVar
 
 import trio
 from attrs import evolve
 
+from container.apiserver.adoption import ContainerAdoption
 from container.apiserver.configuration import (
+    SECONDS_MAX,
     check_options,
     further_process,
     make_container,
-    sandbox_spec,
 )
 from container.apiserver.links import together
 from container.apiserver.names import new_id, new_name
-from container.apiserver.records import Record
+from container.apiserver.records import Record, Run
 from container.apiserver.signals import signal_name
-from container.apiserver.table import WARM_HELPERS, ContainerTable
 from container.contracts.apiserver import (
+    EVERYTHING,
     Container,
     ContainerOptions,
     Containers,
     ContainerStatus,
+    Event,
+    EventFilter,
+    EventKind,
     PullPolicy,
     WaitCondition,
 )
@@ -53,18 +60,21 @@ from container.ipc import (
     AlreadyExists,
     ContainerError,
     Endpoint,
+    InvalidArgument,
     InvalidState,
     NotFound,
     PermissionDenied,
     Unavailable,
+    stream,
 )
 
-T = TypeVar("T")
+WARM_HELPERS = 4
+"""Helpers that may be started before their container's bootstrap is asked for."""
 
 _log = logging.getLogger(__name__)
 
 
-class ContainersService(ContainerTable, Containers):
+class ContainersService(ContainerAdoption, Containers):
     """Create, start, stop, look at and remove containers; its arguments are the table's."""
 
     # --- create ---
@@ -99,6 +109,7 @@ class ContainersService(ContainerTable, Containers):
         record = Record(container, layers)
         record.settled.set()
         self._insert(record)
+        self._events.publish(EventKind.CREATE, container)
         if container.auto_remove:
             self._in_background(self._expire, record, container.created_at)
         return container
@@ -121,20 +132,6 @@ class ContainersService(ContainerTable, Containers):
                     details={**error.details, "pull": error.code.value},
                 ) from error
             return await self._images(lambda images: images.get(reference, platform))
-
-    async def _prepare(self, container: Container) -> tuple[str, ...]:
-        """Have the image unpacked and held, by its own digest: its tag may be moved meanwhile."""
-        key, platform = container.id, container.platform
-        snapshot = await self._images(lambda it: it.prepare(_exact(container), key, platform))
-        await self._in_thread(self._store.save_layers, key, snapshot.layers)
-        return snapshot.layers
-
-    async def _layers(self, record: Record) -> tuple[str, ...]:
-        if record.layers is None:
-            record.layers = await self._in_thread(self._store.load_layers, record.id)
-        if record.layers is None:
-            record.layers = await self._prepare(record.container)
-        return record.layers
 
     async def _check_sources(self, container: Container) -> None:
         sources = [mount.source for mount in container.mounts if mount.kind is MountKind.BIND]
@@ -187,45 +184,6 @@ class ContainersService(ContainerTable, Containers):
                     await self._undo_bootstrap(record, record.container)
                 raise
 
-    async def _bootstrap(self, record: Record, stdio: Stdio) -> None:
-        self._check_present(record)
-        if record.live:
-            raise InvalidState(
-                f"container {record.container.name} already runs",
-                hint="`container exec` runs a further command in it",
-            )
-        record.claimed.set()
-        if record.run is not None:
-            await self._end_run(record)
-        before, container_id = record.container, record.id
-        running = evolve(before, status=ContainerStatus.RUNNING, pid=None, exit=None)
-        self._warm.discard(container_id)
-        try:
-            layers, _, _ = await together(
-                lambda: self._layers(record),
-                lambda: self._sandboxes.open(container_id),
-                lambda: self._in_thread(self._store.begin_run, running),
-            )
-            spec = sandbox_spec(before, layers)
-            await self._sandboxes.call(container_id, lambda sandbox: sandbox.bootstrap(spec, stdio))
-        except BaseException:
-            with self._finishing(container_id):
-                await self._undo_bootstrap(record, before)
-            raise
-        record.change(evolve(running, status=ContainerStatus.CREATED))
-        self._begin(record)
-
-    async def _undo_bootstrap(self, record: Record, before: Container) -> None:
-        if record.run is not None:
-            record.run.scope.cancel()
-            record.run = None
-        if before.auto_remove:
-            await self._quietly(self._remove(record))
-            return
-        await self._quietly(self._sandboxes.shut_down(record.id, thorough=False))
-        await self._quietly(self._in_thread(self._store.update, before))
-        record.change(before)
-
     async def create_process(
         self, container: str, process: str, spec: ProcessSpec, stdio: Stdio
     ) -> Endpoint[Sandbox]:
@@ -240,54 +198,37 @@ class ContainersService(ContainerTable, Containers):
         """Start a container whose output goes to its log; see the contract."""
         record = await self._settled(container)
         async with self.exclusive(record.id):
-            self._check_present(record)
-            if not record.live:
-                await self._bootstrap(record, Stdio())
-            seen = await self._watch.look(record.container)
-            if seen.status is not ContainerStatus.CREATED:
-                return seen
-            try:
-                started = await self._call(record, lambda sandbox: sandbox.start(INIT))
-            except BaseException as error:
-                if isinstance(error, InvalidState):
-                    raise  # somebody else started it meanwhile: the run is not ours to undo
-                with self._finishing(record.id):
-                    await self._undo_bootstrap(record, seen)
-                raise
-            for descriptor in (started.terminal, started.terminal_input):
-                if descriptor is not None:
-                    descriptor.close()
-            running = evolve(
-                record.container,
-                status=ContainerStatus.RUNNING,
-                pid=started.pid,
-                started_at=started.started_at,
-                exit=None,
-            )
-            if record.live:
-                record.change(running)
-            return running
+            return await self._start(record)
 
-    # --- stop, kill, delete ---
+    # --- stop, restart, pause, kill, delete ---
 
     async def stop(self, container: str, options: StopOptions) -> Container:
         """Stop a container; see the contract."""
-        if options.signal is not None:
-            options = evolve(options, signal=signal_name(options.signal))
+        options = _checked_stop(options)
         record = await self._settled(container)
+        if record.live or record.container.status is ContainerStatus.RESTARTING:
+            await self._mark_stopped(record)
+        if not record.live and record.container.status is ContainerStatus.RESTARTING:
+            async with self.exclusive(record.id):
+                # It may have been started meanwhile, or removed.
+                if not record.live and record.container.status is ContainerStatus.RESTARTING:
+                    await self._stay_stopped(record)
+                    self._events.publish(EventKind.STOP, record.container)
         run = record.run
         if not record.live or run is None:
             return record.container
-        seen = await self._watch.look(record.container)
-        if seen.status is ContainerStatus.CREATED:
+        return await self._stop_run(record, run, options)
+
+    async def _stop_run(self, record: Record, run: Run, options: StopOptions) -> Container:
+        if (await self._look(record)).status is ContainerStatus.CREATED:
             async with self.exclusive(record.id):
-                if record.run is run and not record.removed:
+                if record.run is not run or record.removed:
+                    return record.container
+                if (await self._look(record)).status is ContainerStatus.CREATED:
+                    before = evolve(record.container, status=ContainerStatus.CREATED, pid=None)
                     with self._finishing(record.id):
-                        await self._undo_bootstrap(
-                            record,
-                            evolve(record.container, status=ContainerStatus.CREATED, pid=None),
-                        )
-            return record.container
+                        await self._undo_bootstrap(record, before)
+                    return record.container
         try:
             ended = await self._call(record, lambda sandbox: sandbox.stop(options))
         except InvalidState:
@@ -297,35 +238,105 @@ class ContainersService(ContainerTable, Containers):
         with trio.move_on_after(self._timeouts.question):
             while record.run is run and run.exit is None and not record.removed:
                 await record.changed.wait()
+        if not run.to_restart:
+            self._events.publish(EventKind.STOP, record.container)
         return evolve(record.container, status=ContainerStatus.STOPPED, pid=None, exit=ended)
+
+    async def restart(self, container: str, options: StopOptions | None = None) -> Container:
+        """Stop and start a container; see the contract.
+
+        Once it is stopped, it is started even if the caller is gone.
+        """
+        record = await self._settled(container)
+        options = _checked_stop(options or StopOptions(timeout=record.container.stop_timeout))
+        run = record.run
+        if run is not None and record.live:
+            await self._stop_to_restart(record, run, options)
+        with self._finishing(record.id):
+            if run is not None:
+                while record.run is run and run.exit is None and not record.removed:
+                    await record.changed.wait()
+            async with self.exclusive(record.id):
+                started = await self._start(record)
+            self._events.publish(EventKind.RESTART, record.container)
+        return started
+
+    async def _stop_to_restart(self, record: Record, run: Run, options: StopOptions) -> None:
+        run.to_restart = True  # its end asks no policy
+        try:
+            if not record.container.auto_remove:
+                await self._save(record, status=ContainerStatus.RESTARTING)
+            await self._stop_run(record, run, options)
+        except BaseException:
+            run.to_restart = False
+            if record.live and not record.container.auto_remove:
+                with self._finishing(record.id):
+                    await self._quietly(self._save(record, status=ContainerStatus.RUNNING))
+            raise
+
+    async def pause(self, container: str) -> None:
+        """Freeze a container; see the contract."""
+        record = await self._settled(container)
+        self._check_live(record)
+        if (await self._look(record)).status is ContainerStatus.PAUSED:
+            return
+        await self._call(record, lambda sandbox: sandbox.pause())
+        await self._look(record)
+        self._events.publish(EventKind.PAUSE, record.container)
+
+    async def unpause(self, container: str) -> None:
+        """Let a container go on; see the contract."""
+        record = await self._settled(container)
+        self._check_live(record)
+        if (await self._look(record)).status is ContainerStatus.RUNNING:
+            return
+        await self._call(record, lambda sandbox: sandbox.resume())
+        await self._look(record)
+        self._events.publish(EventKind.UNPAUSE, record.container)
 
     async def kill(self, container: str, signal: str) -> None:
         """Send a signal to the first process; see the contract."""
         name = signal_name(signal)
         record = await self._settled(container)
         self._check_live(record)
+        if name in ("SIGKILL", record.container.stop_signal):
+            await self._mark_stopped(record)
         await self._call(record, lambda sandbox: sandbox.kill(INIT, name))
+        self._events.publish(EventKind.KILL, record.container, signal=name)
 
     async def delete(self, container: str, force: bool = False) -> None:
         """Delete a container; see the contract. Once begun, it is finished even if cancelled."""
         if container in self._broken:
-            raise self._broken[container]
+            if not force:
+                raise self._broken[container]
+            async with self.exclusive(container):
+                with self._finishing(container):
+                    await self._remove_broken(container)
+            return
         record = await self._settled(container)
         if record.run is not None:
             record.run.hurry.set()
         async with self.exclusive(record.id):
             self._check_present(record)
-            if record.live and not force:
-                seen = await self._watch.look(record.container)
-                if seen.status in (ContainerStatus.RUNNING, ContainerStatus.UNKNOWN):
-                    runs = seen.status is ContainerStatus.RUNNING
-                    raise InvalidState(
-                        f"container {record.container.name} "
-                        + ("runs" if runs else "may run: its helper does not answer"),
-                        hint="stop it first, or delete it with --force",
-                    )
+            if not force:
+                await self._check_ended(record)
             with self._finishing(record.id):
                 await self._remove(record)
+
+    async def _check_ended(self, record: Record) -> None:
+        name, status = record.container.name, record.container.status
+        if record.live:
+            status = (await self._look(record)).status
+        what = {
+            ContainerStatus.RUNNING: "runs",
+            ContainerStatus.PAUSED: "is paused",
+            ContainerStatus.RESTARTING: "is about to be started again",
+            ContainerStatus.UNKNOWN: "may run: its helper does not answer",
+        }.get(status)
+        if what is not None:
+            raise InvalidState(
+                f"container {name} {what}", hint="stop it first, or delete it with --force"
+            )
 
     # --- looking ---
 
@@ -335,7 +346,7 @@ class ContainersService(ContainerTable, Containers):
             self._records.values(), key=lambda record: record.container.created_at, reverse=True
         )
         views = await together(*[partial(self._view, record) for record in records])
-        return tuple(view for view in views if view is not None)
+        return tuple(evolve(view, health_results=()) for view in views if view is not None)
 
     async def get(self, container: str) -> Container:
         """Return one container; see the contract."""
@@ -351,14 +362,17 @@ class ContainersService(ContainerTable, Containers):
         if not record.settled.is_set():
             return evolve(record.container, status=ContainerStatus.UNKNOWN)
         if record.live:
-            view = await self._watch.look(record.container)
+            view = await self._look(record)
             if record.removed:
                 return None
-            if view.status is ContainerStatus.RUNNING and record.live:
-                record.container = view  # its pid and the time of its start: nobody told us before
-            elif not record.live:
+            if not record.live:
                 return record.container
-            return view
+            if (
+                view.status is ContainerStatus.CREATED
+                and record.saved.status is ContainerStatus.RESTARTING
+            ):
+                view = evolve(view, status=ContainerStatus.RESTARTING)
+            return record.shown(view)
         await trio.lowlevel.checkpoint()
         return None if record.removed else record.container
 
@@ -424,14 +438,24 @@ class ContainersService(ContainerTable, Containers):
         self._check_live(record)
         return await self._call(record, lambda sandbox: sandbox.statistics())
 
+    @stream
+    async def events(self, wanted: EventFilter = EVERYTHING) -> AsyncGenerator[Event]:
+        """Stream what happens to containers; see the contract."""
+        async with aclosing(self._events.follow(wanted)) as events:
+            async for event in events:
+                yield event
+
     def census(self) -> tuple[int, int]:
         """Return how many containers there are, and how many of them run or may run."""
         records = self._records.values()
         return len(records), sum(record.live for record in records)
 
 
-def _exact(container: Container) -> str:
-    """Return the reference of the very image that a container was made from."""
-    name = container.image.partition("@")[0]
-    head, slash, tail = name.rpartition("/")
-    return f"{head}{slash}{tail.partition(':')[0]}@{container.image_digest}"
+def _checked_stop(options: StopOptions) -> StopOptions:
+    if options.timeout is not None and not 0 <= options.timeout <= SECONDS_MAX:
+        raise InvalidArgument(
+            f"a timeout of {options.timeout:g} s is out of range", hint="None waits for ever"
+        )
+    if options.signal is None:
+        return options
+    return evolve(options, signal=signal_name(options.signal))

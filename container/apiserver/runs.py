@@ -27,9 +27,10 @@ from container.contracts.runtime import (
 )
 from container.ipc import Backoff, ContainerError, InvalidState, NotFound, Supervised
 
-RECONNECT = Backoff(0.1, 30.0, factor=3.0, jitter=0.3)
-"""Between attempts to reach a helper that went away."""
-PATIENCE = 3
+RECONNECT = Backoff(0.005, 30.0, factor=3.0, jitter=0.3)
+"""Between attempts to reach a helper that went away. The first is made almost at once: connecting
+to its socket, which the launcher holds, starts its successor."""
+PATIENCE = 5
 """Failures in a row after which the container's status is UNKNOWN."""
 
 _log = logging.getLogger(__name__)
@@ -123,9 +124,10 @@ def seen(container: Container, state: SandboxState) -> Container:
         case ProcessState.CREATED:
             return evolve(container, status=ContainerStatus.CREATED, pid=init.pid, exit=None)
         case ProcessState.RUNNING:
+            paused = state.phase is SandboxPhase.PAUSED
             return evolve(
                 container,
-                status=ContainerStatus.RUNNING,
+                status=ContainerStatus.PAUSED if paused else ContainerStatus.RUNNING,
                 pid=init.pid,
                 started_at=init.started_at or container.started_at,
                 exit=None,

@@ -45,6 +45,10 @@ class Timeouts:
 
     connect: float = 60.0
     """From registering a helper to its first answer."""
+    adopt: float = 10.0
+    """For a helper of an earlier API server to answer, before its container's own calls go on."""
+    probe: float = 3.0
+    """For a helper to show that it is not wedged, before its container is removed by another."""
     shutdown: float = 20.0
     """For a helper to end its container and itself."""
     question: float = 1.0
@@ -241,6 +245,8 @@ class Sandboxes(Actor):
         if connection is None:
             return False
         try:
+            with trio.fail_after(self._timeouts.probe):
+                await connection.sandbox.state()
             with trio.fail_after(self._timeouts.shutdown):
                 await connection.sandbox.shutdown()
             return True

@@ -1,10 +1,11 @@
-"""The table of containers: what exists, what runs, and how both come to their end.
+"""The table of containers: what exists, on disk and in memory, and how it is removed.
 
-`ContainerTable` is the part of the actor that keeps its state right: loading it, adopting what an
-earlier API server left running, watching each run, cleaning up after it, removing. The operations
-that a caller asks for are in `containers`, built on this.
+The lowest part of the actor behind the `Containers` contract: on it stand `running` (a container's
+runs, one after the other), `adoption` (what an earlier API server left) and `containers` (what
+callers ask for).
 
-What an operation did is undone when it fails or is cancelled; a removal that was begun is finished.
+A document is changed field by field, in turn: what is in memory alone (that a helper does not
+answer, a pid) never gets on disk, and of two changes at once none is lost.
 """
 
 from __future__ import annotations
@@ -15,29 +16,22 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 from attrs import evolve
 
+from container.apiserver.events import EventLog
 from container.apiserver.links import Caller, together
 from container.apiserver.names import resolve
-from container.apiserver.records import Record, Run
+from container.apiserver.records import Record
 from container.apiserver.runs import RunWatch
 from container.apiserver.sandboxes import OpenGate, Sandboxes, Timeouts
 from container.apiserver.store import ContainerStore
-from container.contracts.apiserver import (
-    ContainerStatus,
-    Plugin,
-    Plugins,
-)
+from container.contracts.apiserver import ContainerStatus, EventKind, Plugin, Plugins
 from container.contracts.images import Images
 from container.contracts.launcher import Launcher
-from container.contracts.runtime import (
-    ExitStatus,
-    Sandbox,
-    SandboxPhase,
-)
+from container.contracts.runtime import ExitStatus, Sandbox
 from container.ipc import (
     Actor,
     ContainerError,
@@ -54,10 +48,8 @@ T = TypeVar("T")
 
 REMEMBERED = 1024
 """Removed containers whose exit status can still be asked for by id."""
-ADOPTING = 8
-"""Helpers that are asked at once at start-up."""
-WARM_HELPERS = 4
-"""Helpers that may be started before their container's bootstrap is asked for."""
+RUNS = (ContainerStatus.RUNNING, ContainerStatus.RESTARTING)
+"""On disk: a sandbox may exist."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +83,7 @@ class ContainerTable(Actor):
         clock: Callable[[], datetime] = utc_now,
         timeouts: Timeouts | None = None,
     ) -> None:
+        self._paths = paths
         self._store = ContainerStore(paths.containers)
         self._images = images
         self._launcher = launcher
@@ -110,7 +103,7 @@ class ContainerTable(Actor):
         self._broken: dict[str, DataLoss] = {}
         self._warm: set[str] = set()
         self._gone: OrderedDict[str, tuple[str, ExitStatus | None]] = OrderedDict()
-        self._adopting = trio.CapacityLimiter(ADOPTING)
+        self._events = EventLog(clock)
 
     # --- life ---
 
@@ -123,105 +116,12 @@ class ContainerTable(Actor):
             self._insert(Record(container))
         async with self._sandboxes:
             try:
-                self._unfinished = loaded.removing
+                self._unfinished = set(loaded.removing)
                 yield
             finally:
                 with trio.move_on_after(self._timeouts.shutdown, shield=True):
                     for container_id in tuple(self._warm):
                         await self._quietly(self._sandboxes.shut_down(container_id, thorough=False))
-
-    async def begin(self) -> None:
-        """Begin to adopt what runs; each container's own calls wait until it is adopted."""
-        for record in tuple(self._records.values()):
-            self._in_background(self._adopt, record)
-        for container_id in self._unfinished:
-            self._in_background(self._sweep, container_id)
-        self._in_background(self._end_strays)
-
-    async def _adopt(self, record: Record) -> None:
-        """Find out whether a container of an earlier API server still runs."""
-        container_id, container = record.id, record.container
-        try:
-            async with self._adopting, self.exclusive(container_id):
-                ran = container.status is ContainerStatus.RUNNING
-                if not ran:
-                    if container.auto_remove:
-                        self._in_background(self._expire, record, container.created_at)
-                    return
-                with trio.move_on_after(self._timeouts.connect):
-                    # Without a socket the helper is dead; a fresh one looks for what it left
-                    # behind.
-                    if not await self._sandboxes.rejoin(container_id):
-                        await self._sandboxes.open(container_id)
-                    state = await self._sandboxes.call(
-                        container_id, lambda sandbox: sandbox.state()
-                    )
-                    if state.phase is SandboxPhase.EMPTY:
-                        await self._ended_unseen(record)
-                    else:
-                        self._begin(record)
-                    return
-                raise Unavailable(f"the runtime helper of container {container_id} does not answer")
-        except ContainerError as error:
-            _log.warning("container %s can't be adopted yet: %s", container_id, error)
-            record.change(evolve(container, status=ContainerStatus.UNKNOWN))
-            self._begin(record)  # its watch goes on trying
-        finally:
-            record.settled.set()
-
-    async def _ended_unseen(self, record: Record) -> None:
-        ended = self._watch.unknown_exit()
-        record.change(
-            evolve(record.container, status=ContainerStatus.STOPPED, pid=None, exit=ended)
-        )
-        if record.container.auto_remove:
-            await self._remove(record)
-        else:
-            await self._in_thread(self._store.update, record.container)
-            await self._sandboxes.shut_down(record.id, thorough=True)
-
-    async def _sweep(self, container_id: str) -> None:
-        """Finish a removal that an earlier API server began."""
-        async with self._adopting, self.exclusive(container_id):
-            try:
-                await self._sandboxes.rejoin(container_id)
-                await self._sandboxes.shut_down(container_id, thorough=True)
-                await self._images(lambda images: images.release(container_id))
-                await self._in_thread(self._store.remove, container_id)
-            except ContainerError as error:
-                _log.warning(
-                    "the removal of container %s can't be finished yet: %s", container_id, error
-                )
-
-    async def _end_strays(self) -> None:
-        """End helpers of an earlier API server whose containers were never made, or do not run."""
-        try:
-            status = await self._launcher(lambda launcher: launcher.status())
-        except ContainerError as error:
-            _log.warning("the launcher can't be asked for left-over helpers: %s", error)
-            return
-        for service in status.services:
-            container_id = service.name.removeprefix("runtime.")
-            if (
-                container_id == service.name
-                or container_id in self._unfinished
-                or container_id in self._broken
-            ):
-                continue
-            known = self._records.get(container_id)
-            if known is not None:
-                await known.settled.wait()
-            async with self.exclusive(container_id):
-                record = self._records.get(container_id)
-                in_the_making = record is None and container_id in self._names.values()
-                if container_id in self._warm or in_the_making:
-                    continue
-                if record is None or record.run is None:
-                    await self._quietly(self._end_stray(container_id))
-
-    async def _end_stray(self, container_id: str) -> None:
-        await self._sandboxes.rejoin(container_id)
-        await self._sandboxes.shut_down(container_id, thorough=False)
 
     def _insert(self, record: Record) -> None:
         self._records[record.id] = record
@@ -235,88 +135,28 @@ class ContainerTable(Actor):
             "no plugin runs containers", hint="the package `container` brings one; install it again"
         )
 
-    async def _expire(self, record: Record, since: datetime) -> None:
-        """Remove a container that removes itself and that nobody came to start."""
-        left = self._timeouts.claim - (self._clock() - since).total_seconds()
-        with trio.move_on_after(max(0.0, left)):
-            await record.claimed.wait()
-            return
-        async with self.exclusive(record.id):
-            if not record.claimed.is_set() and not record.removed:
-                _log.info("container %s was never started and removes itself", record.id)
-                await self._quietly(self._remove(record))
-
-    # --- a run, and its end ---
-
-    def _begin(self, record: Record) -> None:
-        run = record.run = Run()
-        record.claimed.set()
-        self._in_background(self._attend, record, run)
-
-    async def _attend(self, record: Record, run: Run) -> None:
-        """Wait for the end of a run, record it, and clean up after it."""
-        with run.scope:
-            ended = await self._watch.exit_of(record.id, partial(self._unreachable, record))
-            if ended is not None:
-                await self._record_exit(record, run, ended)
-                # A client that started it a moment ago may still ask its helper how it ended.
-                with trio.move_on_after(self._timeouts.linger):
-                    await run.hurry.wait()
-            async with self.exclusive(record.id):
-                if record.run is not run:
-                    return
-                await self._quietly(self._after_run(record, started=ended is not None))
-
-    async def _record_exit(self, record: Record, run: Run, ended: ExitStatus) -> None:
-        stopped = evolve(record.container, status=ContainerStatus.STOPPED, pid=None, exit=ended)
-        if not stopped.auto_remove:
-            # On disk first: whoever was told an exit status must find it again after a crash.
-            await self._quietly(self._in_thread(self._store.update, stopped))
-        run.exit = ended
-        record.change(stopped)
-
-    async def _after_run(self, record: Record, *, started: bool) -> None:
-        if record.container.auto_remove:
-            with self._finishing(record.id):
-                await self._remove(record)
-            return
-        record.run = None  # before the helper is ended: it must not be taken for lost
-        with self._finishing(record.id):
-            await self._sandboxes.shut_down(record.id, thorough=True)
-            if not started:
-                _log.info("container %s was bootstrapped and never started", record.id)
-                before = evolve(record.container, status=ContainerStatus.CREATED, pid=None)
-                await self._in_thread(self._store.update, before)
-                record.change(before)
-
-    def _unreachable(self, record: Record) -> None:
-        record.change(evolve(record.container, status=ContainerStatus.UNKNOWN))
-
-    async def _end_run(self, record: Record) -> None:
-        run, record.run = record.run, None
-        if run is not None:
-            run.scope.cancel()
-        await self._sandboxes.shut_down(record.id, thorough=run is not None)
-
     async def _remove(self, record: Record) -> None:
         """Remove a container with all that it had; the caller holds its section."""
         container_id, run = record.id, record.run
-        await self._in_thread(self._store.mark_removing, container_id)
+        durable = not record.container.auto_remove
+        await self._in_thread(partial(self._store.mark_removing, durable=durable), container_id)
+        self._give_up_restart(record)
         warm = container_id in self._warm
         self._warm.discard(container_id)
         if run is not None:
             # This may be the run's own task: then it goes on under the shield of its clean-up.
             run.scope.cancel()
             record.run = None
-        if run is not None or warm or self._sandboxes.connected(container_id):
-            await self._sandboxes.end(container_id, thorough=run is not None)
+        # What was intended to run may have left something, though its run was given up already.
+        thorough = run is not None or record.saved.status in RUNS
+        if thorough or warm or self._sandboxes.connected(container_id):
+            await self._sandboxes.end(container_id, thorough=thorough)
         # The layers are given up only now: the helper had them mounted. The unit is removed even if
         # there should be none: an earlier removal may have got so far.
         await together(
             lambda: self._images(lambda images: images.release(container_id)),
             lambda: self._sandboxes.discard(container_id),
         )
-        durable = not record.container.auto_remove
         await self._in_thread(partial(self._store.remove, durable=durable), container_id)
         ended = (run.exit if run is not None else None) or record.container.exit
         self._gone[container_id] = (record.container.name, ended)
@@ -327,7 +167,42 @@ class ContainerTable(Actor):
             del self._names[record.container.name]
         record.removed = True
         record.claimed.set()
+        self._events.publish(EventKind.DESTROY, record.container)
         record.change()
+
+    async def _remove_broken(self, container_id: str) -> None:
+        """Remove a container whose document can't be read, and whatever runs of it."""
+        if container_id not in self._broken:
+            raise NotFound(f"no container {container_id!r}: it was removed just now")
+        await self._in_thread(self._store.mark_removing, container_id)
+        await self._sandboxes.rejoin(container_id)
+        await self._sandboxes.shut_down(container_id, thorough=True)
+        await self._images(lambda images: images.release(container_id))
+        await self._in_thread(self._store.remove, container_id)
+        self._broken.pop(container_id, None)
+
+    def _give_up_restart(self, record: Record) -> None:
+        """Let nobody start the container again who was about to."""
+        scope, record.restart = record.restart, None
+        if scope is not None:
+            scope.cancel()
+
+    # --- documents ---
+
+    async def _save(self, record: Record, **changes: Any) -> None:
+        """Change fields of a container, durably before anybody sees it; see `Container`."""
+        async with record.writing:
+            saved = evolve(record.saved, **changes)
+            await self._in_thread(self._store.update, saved)
+            record.saved = saved
+            record.change(evolve(record.container, **changes))
+
+    async def _begin_run(self, record: Record, **changes: Any) -> None:
+        """Write down that a container is about to run."""
+        async with record.writing:
+            saved = evolve(record.saved, status=ContainerStatus.RUNNING, pid=None, **changes)
+            await self._in_thread(self._store.begin_run, saved)
+            record.saved = saved
 
     # --- what all of them need ---
 
@@ -349,9 +224,14 @@ class ContainerTable(Actor):
 
     def _check_live(self, record: Record) -> None:
         if not record.live:
+            name = record.container.name
+            if record.container.status is ContainerStatus.RESTARTING:
+                raise InvalidState(
+                    f"container {name} does not run: it is about to be started again",
+                    hint=f"`container stop {name}` ends that",
+                )
             raise InvalidState(
-                f"container {record.container.name} does not run",
-                hint=f"`container start {record.container.name}` starts it",
+                f"container {name} does not run", hint=f"`container start {name}` starts it"
             )
 
     async def _call(self, record: Record, operation: Callable[[Sandbox], Awaitable[T]]) -> T:
@@ -389,7 +269,7 @@ class ContainerTable(Actor):
             try:
                 await function(*arguments)
             except Exception:
-                _log.exception("%s%s failed", function.__name__, arguments)
+                _log.exception("%s failed", function.__name__)
 
         self.nursery.start_soon(guarded, name=function.__name__)
 

@@ -9,6 +9,7 @@ import click
 
 from container.cli import amounts, environment, mounts, names
 from container.cli.failure import UsageRefused
+from container.cli.keeping import KEEPING_OPTIONS, health_check, restart_policy, stop_timeout
 
 if TYPE_CHECKING:
     from container.contracts.apiserver import ContainerOptions
@@ -89,7 +90,7 @@ CREATION_OPTIONS = (
     click.option(
         "--platform", metavar="OS/ARCHITECTURE", help="Platform of the image, as in linux/arm64."
     ),
-    click.option("--stop-signal", metavar="SIGNAL", help="What `stop` sends."),
+    *KEEPING_OPTIONS,
 )
 
 
@@ -157,6 +158,9 @@ def container_options(
         stop_signal=_optional(names.parse_signal, values["stop_signal"]),
         platform=_optional(names.parse_platform, values["platform"]),
         pull=PullPolicy(values["pull"]),
+        restart=restart_policy(values),
+        health=health_check(values),
+        stop_timeout=stop_timeout(values),
     )
 
 

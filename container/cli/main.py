@@ -26,6 +26,9 @@ ENTRIES = (
     Entry("create", f"{VERBS}.create:command", "Create a container without starting it."),
     Entry("start", f"{VERBS}.start:command", "Start created or stopped containers."),
     Entry("stop", f"{VERBS}.stop:command", "Stop running containers."),
+    Entry("restart", f"{VERBS}.restart:command", "Stop containers and start them again."),
+    Entry("pause", f"{VERBS}.pause:command", "Freeze running containers."),
+    Entry("unpause", f"{VERBS}.unpause:command", "Let paused containers go on."),
     Entry("kill", f"{VERBS}.kill:command", "Send a signal to running containers."),
     Entry("delete", f"{VERBS}.delete:command", "Delete containers.", ("rm",)),
     Entry("list", f"{VERBS}.list:command", "List containers.", ("ls", "ps")),
@@ -35,6 +38,7 @@ ENTRIES = (
     Entry(
         "wait", f"{VERBS}.wait:command", "Wait for containers to end; print their exit statuses."
     ),
+    Entry("events", f"{VERBS}.events:command", "Show what happens to containers."),
     Entry("stats", f"{VERBS}.stats:command", "Show what running containers use."),
     Entry(
         "image", "container.cli.image.group:command", "Load, pull, list and delete images.", ("i",)

@@ -112,11 +112,11 @@ class Session:
         finally:
             tracing.finish(span)
 
-    def containers(self) -> AbstractAsyncContextManager[Containers]:
-        """Connect to the API server; the system is started if it is not up."""
+    def containers(self, *, start: bool = True) -> AbstractAsyncContextManager[Containers]:
+        """Connect to the API server; the system is started if it is not up, and `start` is set."""
         from container.contracts.apiserver import Containers
 
-        return self._connected(Containers, self.paths.apiserver_socket, start=True)
+        return self._connected(Containers, self.paths.apiserver_socket, start=start)
 
     def health(self) -> AbstractAsyncContextManager[Health]:
         """Connect to the API server's health; the system is not started for that."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 from abc import abstractmethod
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 
 from attrs import field, frozen
+from trio.abc import ReceiveChannel
 
 from container.contracts.images import Platform
 from container.contracts.runtime import (
@@ -31,6 +33,71 @@ class PullPolicy(enum.Enum):
     MISSING = "missing"
     ALWAYS = "always"
     NEVER = "never"
+
+
+class RestartCondition(enum.Enum):
+    """After which end a container is started again."""
+
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    """One with another exit code than 0, or an unknown one; not when the system starts."""
+    ALWAYS = "always"
+    """Each but one that a user asked for; and whenever the system starts."""
+    UNLESS_STOPPED = "unless-stopped"
+    """As `ALWAYS`, but what a user has stopped stays stopped when the system starts."""
+
+
+@frozen
+class RestartPolicy:
+    """When a container is started again that has ended.
+
+    The first restart waits 100 ms, each further one twice as long, at most a minute; a run of 10 s
+    ends the row. Source: the policies of `docker run --restart`.
+    """
+
+    condition: RestartCondition = RestartCondition.NO
+    limit: int | None = None
+    """Of `ON_FAILURE`: restarts in all since a user started it; None is no limit."""
+
+
+@frozen
+class HealthCheck:
+    """A command that is run in a running container again and again; 0 says that it is well.
+
+    In `ContainerOptions` None is the image's own, or else the default. Source: `HEALTHCHECK` of
+    Dockerfiles.
+    """
+
+    command: tuple[str, ...] | None = None
+    """The whole argv. Empty is no check at all, whatever the image has."""
+    interval: float | None = None
+    """Seconds from the start, and from each check's end, to the next one; 30."""
+    timeout: float | None = None
+    """Seconds after which a check is killed and has failed; 30."""
+    start_period: float | None = None
+    """Seconds from the start in which a failure does not count, until a check succeeds; 0."""
+    retries: int | None = None
+    """Failures in a row that make it unhealthy; 3."""
+
+
+class HealthStatus(enum.Enum):
+    """What the health checks of a running container say."""
+
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+@frozen
+class HealthResult:
+    """One health check that was done."""
+
+    started_at: datetime
+    ended_at: datetime
+    code: int | None
+    """Exit code; None for one that was killed because it took too long."""
+    output: str
+    """The beginning of what it wrote, at most 4 KiB."""
 
 
 @frozen
@@ -60,6 +127,12 @@ class ContainerOptions:
     stop_signal: str | None = None
     platform: Platform | None = None
     pull: PullPolicy = PullPolicy.MISSING
+    restart: RestartPolicy = field(factory=RestartPolicy)
+    health: HealthCheck | None = None
+    """None is the image's own, if it has one."""
+    stop_timeout: float | None = 10.0
+    """Seconds from the stop signal to SIGKILL where `stop` is not told otherwise; None waits for
+    ever."""
 
 
 class ContainerStatus(enum.Enum):
@@ -67,6 +140,9 @@ class ContainerStatus(enum.Enum):
 
     CREATED = "created"
     RUNNING = "running"
+    PAUSED = "paused"
+    RESTARTING = "restarting"
+    """It ended, and is about to be started again."""
     STOPPED = "stopped"
     UNKNOWN = "unknown"
     """Its helper does not answer; never reported as stopped."""
@@ -100,6 +176,20 @@ class Container:
     started_at: datetime | None = None
     exit: ExitStatus | None = None
     """Of the last run; None while it never ran or still runs."""
+    restart: RestartPolicy = field(factory=RestartPolicy)
+    restart_count: int = 0
+    """Restarts by its policy since a user started it."""
+    stopped_by_user: bool = False
+    """A user has stopped or killed it since it was last started."""
+    stop_timeout: float | None = 10.0
+    health: HealthCheck | None = None
+    """All its fields are set; None is no check."""
+    health_status: HealthStatus | None = None
+    """None while it does not run, or is not checked."""
+    health_failures: int = 0
+    """In a row, until now."""
+    health_results: tuple[HealthResult, ...] = ()
+    """The last five, oldest first; told by `get` alone."""
 
 
 class WaitCondition(enum.Enum):
@@ -110,7 +200,65 @@ class WaitCondition(enum.Enum):
     """Exited and, for a container that removes itself, gone with all that it had."""
 
 
-class Containers(Contract, name="containers", version=1):
+class EventKind(enum.Enum):
+    """What happened to a container."""
+
+    CREATE = "create"
+    START = "start"
+    DIE = "die"
+    """Attributes: `exit_code` (a number or `unknown`), `restarts` (`yes` or `no`)."""
+    OOM = "oom"
+    """The kernel ended it for want of memory; before its `die`."""
+    KILL = "kill"
+    """A user has sent a signal. Attribute: `signal`."""
+    STOP = "stop"
+    """A user has stopped it; after its `die`."""
+    RESTART = "restart"
+    """It was started again, by its policy or a user; after its `start`."""
+    PAUSE = "pause"
+    UNPAUSE = "unpause"
+    HEALTH_STATUS = "health_status"
+    """Attribute: `status`."""
+    DESTROY = "destroy"
+
+
+@frozen
+class Event:
+    """Something that happened to a container."""
+
+    sequence: int
+    """Grows from event to event, over restarts of the API server too."""
+    time: datetime
+    """When it happened; events come in the order in which the API server heard of them."""
+    kind: EventKind
+    container: str
+    """Its id."""
+    name: str
+    image: str
+    attributes: dict[str, str] = field(factory=dict[str, str])
+    missed: int = 0
+    """Events before this one that this subscriber was too slow for."""
+
+
+@frozen
+class EventFilter:
+    """Which events a subscriber wants; what is empty or None wants all."""
+
+    containers: tuple[str, ...] = ()
+    """Names, ids or beginnings of ids, also of containers that are not there yet, or no more."""
+    kinds: tuple[EventKind, ...] = ()
+    since: datetime | None = None
+    """Earlier ones first, as far as the API server remembers them: the last 1024."""
+    until: datetime | None = None
+    """End the stream at this time; None is never."""
+    after: int | None = None
+    """As `since`, but those with a higher sequence: to go on where another stream broke off."""
+
+
+EVERYTHING = EventFilter()
+
+
+class Containers(Contract, name="containers", version=2):
     """All containers of one root. `container` arguments take a name, an id, or a unique id
     prefix."""
 
@@ -154,12 +302,42 @@ class Containers(Contract, name="containers", version=1):
 
     @abstractmethod
     async def stop(self, container: str, options: StopOptions) -> Container:
-        """Stop a container. Idempotent."""
+        """Stop a container, and let no restart policy start it again. Idempotent."""
+        ...
+
+    @abstractmethod
+    async def restart(self, container: str, options: StopOptions | None = None) -> Container:
+        """Stop a container if it runs, and start it; its output goes to its log.
+
+        Args:
+            options: How to stop it; None is the container's own signal and timeout.
+        """
+        ...
+
+    @abstractmethod
+    async def pause(self, container: str) -> None:
+        """Freeze all processes of a running container. One that is paused is no error.
+
+        Raises:
+            InvalidState: it does not run.
+        """
+        ...
+
+    @abstractmethod
+    async def unpause(self, container: str) -> None:
+        """Let the processes of a paused container go on. One that runs is no error.
+
+        Raises:
+            InvalidState: it does not run.
+        """
         ...
 
     @abstractmethod
     async def kill(self, container: str, signal: str) -> None:
-        """Send a signal to the first process."""
+        """Send a signal to the first process.
+
+        SIGKILL and the container's own stop signal count as a stop: no policy restarts it.
+        """
         ...
 
     @abstractmethod
@@ -205,6 +383,17 @@ class Containers(Contract, name="containers", version=1):
     @abstractmethod
     async def statistics(self, container: str) -> SandboxStatistics:
         """Return usage of a running container."""
+        ...
+
+    @abstractmethod
+    def events(
+        self, wanted: EventFilter = EVERYTHING
+    ) -> AbstractAsyncContextManager[ReceiveChannel[Event]]:
+        """Stream what happens to containers, from now on, or from earlier as `wanted` says.
+
+        A subscriber that reads too slowly holds nothing up: it misses events, and the next one that
+        it gets says how many.
+        """
         ...
 
 

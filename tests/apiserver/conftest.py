@@ -260,7 +260,8 @@ class PlayedSandbox(Sandbox):
     async def stop(self, options: StopOptions) -> ExitStatus:
         self.check()
         await self.faults.at("sandbox.stop")
-        if self.now.phase is SandboxPhase.RUNNING:
+        self.stopped = options
+        if self.now.phase in (SandboxPhase.RUNNING, SandboxPhase.PAUSED):
             self.exit(143)
         return await self.wait(INIT)
 
@@ -270,6 +271,16 @@ class PlayedSandbox(Sandbox):
         self.killed = signal
         if signal == "SIGKILL":
             self.exit(137)
+
+    async def pause(self) -> None:
+        self.check()
+        await self.faults.at("sandbox.pause")
+        self.kernel.set(evolve(self.now, phase=SandboxPhase.PAUSED))
+
+    async def resume(self) -> None:
+        self.check()
+        await self.faults.at("sandbox.resume")
+        self.kernel.set(evolve(self.now, phase=SandboxPhase.RUNNING))
 
     async def resize(self, process: str, size: Any) -> None:
         self.check()

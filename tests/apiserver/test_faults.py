@@ -17,7 +17,14 @@ from container.contracts.apiserver import (
     PullPolicy,
     WaitCondition,
 )
-from container.contracts.runtime import INIT, Mount, MountKind, Stdio, StopOptions
+from container.contracts.runtime import (
+    INIT,
+    Mount,
+    MountKind,
+    SandboxPhase,
+    Stdio,
+    StopOptions,
+)
 from container.ipc import (
     AlreadyExists,
     DataLoss,
@@ -501,10 +508,24 @@ async def test_a_broken_document_is_named_and_left_alone(
             with pytest.raises(DataLoss, match=f"{key}/container.json"):
                 await second.get(key)
             with pytest.raises(DataLoss):
-                await second.delete(key, force=True)
+                await second.delete(key)
         await trio.sleep(60)
     assert path.read_text() == "{"
     assert world.images.holders == {broken.id, newer.id, fine.id}
+
+
+async def test_a_broken_document_is_deleted_by_force_with_all_that_ran_of_it(
+    autojump_clock: Any, world: Any
+) -> None:
+    async with world.server() as first:
+        broken = await world.started(first, name="bad")
+    (world.paths.containers / broken.id / "container.json").write_text("{")
+    async with world.server() as second:
+        await second.delete(broken.id, force=True)
+        assert world.left() == []
+        assert world.kernel.states[broken.id].phase is SandboxPhase.EMPTY
+        with pytest.raises(NotFound):
+            await second.get(broken.id)
 
 
 async def test_a_client_keeps_its_endpoint_over_a_restart(

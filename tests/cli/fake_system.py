@@ -28,10 +28,13 @@ from attrs import evolve
 from container.cli.main import main
 from container.cli.session import Session
 from container.contracts.apiserver import (
+    EVERYTHING,
     Container,
     ContainerOptions,
     Containers,
     ContainerStatus,
+    Event,
+    EventFilter,
     WaitCondition,
 )
 from container.contracts.images import (
@@ -305,6 +308,12 @@ class FakeSandbox(Sandbox):
     async def stop(self, options: StopOptions) -> ExitStatus:
         raise NotImplementedError
 
+    async def pause(self) -> None:
+        raise NotImplementedError
+
+    async def resume(self) -> None:
+        raise NotImplementedError
+
     async def state(self) -> SandboxState:
         raise NotImplementedError
 
@@ -336,6 +345,8 @@ class FakeContainers(Containers):
         self.start_error: Exception | None = None
         self.wait_error: Exception | None = None
         self.create_gate: trio.Event | None = None
+        self.happening: list[tuple[tuple[Event, ...], Exception | None]] = []
+        """Of each connection to `events`: what is told, and how it then ends."""
 
     def add(self, name: str, status: ContainerStatus, **changes: Any) -> Container:
         """Put a container there; it keeps a log."""
@@ -418,6 +429,18 @@ class FakeContainers(Containers):
         self.calls.append(("stop", container, options))
         return self._get(container)
 
+    async def restart(self, container: str, options: StopOptions | None = None) -> Container:
+        self.calls.append(("restart", container, options))
+        return self._get(container)
+
+    async def pause(self, container: str) -> None:
+        self._get(container)
+        self.calls.append(("pause", container))
+
+    async def unpause(self, container: str) -> None:
+        self._get(container)
+        self.calls.append(("unpause", container))
+
     async def kill(self, container: str, signal: str) -> None:
         self._get(container)
         self.calls.append(("kill", container, signal))
@@ -455,6 +478,21 @@ class FakeContainers(Containers):
 
     async def statistics(self, container: str) -> SandboxStatistics:
         return await self.sandboxes[self._get(container).name].statistics()
+
+    @asynccontextmanager
+    async def events(
+        self, wanted: EventFilter = EVERYTHING
+    ) -> AsyncGenerator[trio.abc.ReceiveChannel[Event]]:
+        self.calls.append(("events", wanted))
+        batch, error = self.happening.pop(0) if self.happening else ((), None)
+        send, receive = trio.open_memory_channel[Event](100)
+        for event in batch:
+            send.send_nowait(event)
+        send.close()
+        with receive:
+            yield receive
+        if error is not None:
+            raise error
 
 
 SUMMARY = ImageSummary(
@@ -573,7 +611,7 @@ class FakeSession(Session):
         self.connections = 0
 
     @asynccontextmanager
-    async def containers(self) -> AsyncGenerator[Containers]:  # type: ignore[override]
+    async def containers(self, *, start: bool = True) -> AsyncGenerator[Containers]:  # type: ignore[override]
         self.connections += 1
         yield self.fake_containers
 

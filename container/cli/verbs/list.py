@@ -62,8 +62,8 @@ async def _list(session: Session, everything: bool) -> list[Container]:
         with trio.fail_after(QUICK):
             found = await containers.list()
     # One whose helper does not answer may well run: it is never hidden.
-    shown = (ContainerStatus.RUNNING, ContainerStatus.UNKNOWN)
-    return [container for container in found if everything or container.status in shown]
+    hidden = (ContainerStatus.CREATED, ContainerStatus.STOPPED)
+    return [container for container in found if everything or container.status not in hidden]
 
 
 def show_status(container: Container) -> str:
@@ -71,9 +71,11 @@ def show_status(container: Container) -> str:
     status = container.status.value
     if status == "running" and container.started_at is not None:
         seconds = (datetime.now(UTC) - container.started_at).total_seconds()
-        return f"running for {show_duration(seconds)}"
-    if status == "stopped" and container.exit is not None:
+        health = container.health_status
+        well = "" if health is None else f" ({health.value})"
+        return f"running for {show_duration(seconds)}{well}"
+    if status in ("stopped", "restarting") and container.exit is not None:
         code = "unknown" if container.exit.code is None else container.exit.code
         memory = ", out of memory" if container.exit.out_of_memory else ""
-        return f"stopped ({code}{memory})"
+        return f"{status} ({code}{memory})"
     return status

@@ -64,7 +64,7 @@ async def _start_attached(session: Session, name: str, interactive: bool) -> int
         async with session.containers() as containers:
             with trio.fail_after(QUICK):
                 container = await containers.get(name)
-            if container.status is ContainerStatus.RUNNING:
+            if container.status in (ContainerStatus.RUNNING, ContainerStatus.PAUSED):
                 raise Refused(
                     f'"{name}" runs already',
                     hint=f'see its output with "container logs -f {name}"',
