@@ -39,8 +39,8 @@ from container.images.malformed import Malformed
 from container.images.platforms import rank, this_platform
 from container.images.pull import fetch_image
 from container.images.reference import LOCAL, candidates, digest_prefix, parse
-from container.images.snapshots import Hold, check_holder
-from container.images.store import KEPT_SECONDS, Store, StoredImage
+from container.images.snapshots import check_holder
+from container.images.store import Store, StoredImage
 from container.ipc import (
     Actor,
     ContainerError,
@@ -54,6 +54,7 @@ from container.ipc import (
 )
 from container.storage.blobs import space_errors
 from container.storage.settings import Settings
+from container.storage.stored_images import KEPT_SECONDS, Hold
 
 _log = logging.getLogger(__name__)
 _PIPE_READ = 1 << 16

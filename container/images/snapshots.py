@@ -1,15 +1,10 @@
 """Snapshots: layers unpacked, one folder for each stack, shared by all that use it.
 
-`snapshots/<hex digits of the chain id>/` holds `fs`, a layer for overlayfs, and `snapshot.json`,
-which names the one below. It is made in the ingest folder, synced, and renamed: what is there is
-whole.
+A snapshot is made in the ingest folder, synced, and renamed: what is there is whole. A holder (a
+container) has a record of its own. The forms of both are in `container.storage.stored_images`. All
+functions here block; the ones that run on the event loop are a few renames.
 
-A holder (a container) is recorded as a symbolic link, `holders/<holder>.<16 digits of the
-manifest>`, whose target is text: manifest digest and chain id. A link is made in one step and
-needs one sync of its folder, where a file needs two: `prepare` of a warm image costs this record
-and nothing else. All functions here block; the ones that run on the event loop are a few renames.
-
-Source: OCI image-spec, "Layer ChainID"; symlink(7); syncfs(2).
+Source: OCI image-spec, "Layer ChainID"; syncfs(2).
 """
 
 from __future__ import annotations
@@ -17,49 +12,31 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import cattrs
-from attrs import define, field, frozen
+from attrs import define, field
 
 from container.images.limits import Limits
 from container.images.unpack import unpack_layer
 from container.ipc import DataLoss, InvalidArgument
 from container.storage.blobs import Blobs, space_errors
-from container.storage.documents import Documents, is_aside, set_aside
+from container.storage.documents import is_aside, set_aside
 from container.storage.durable import make_folder, sync_file_system, sync_folder
+from container.storage.stored_images import (
+    HOLDER,
+    SNAPSHOT,
+    Hold,
+    SnapshotRecord,
+    read_hold,
+    read_snapshot,
+    snapshot_documents,
+)
 
-_HOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_HOLD = re.compile(r"((?:sha256:[0-9a-f]{64})|(?:sha512:[0-9a-f]{128})) (sha(?:256|512):[0-9a-f]+)")
 _log = logging.getLogger(__name__)
-_documents = Documents(1, cattrs.Converter(forbid_extra_keys=True))
-
-
-@frozen
-class SnapshotRecord:
-    """`snapshot.json`: what a snapshot is."""
-
-    chain_id: str
-    diff_id: str
-    parent: str | None
-    """Chain id of the snapshot below."""
-    size: int
-    """Bytes of its files."""
-
-
-@frozen
-class Hold:
-    """One holder's claim on one image."""
-
-    holder: str
-    manifest: str
-    """Digest."""
-    chain_id: str
 
 
 @define
@@ -149,7 +126,7 @@ class Snapshots:
                 )
             record = SnapshotRecord(chain_id, diff_id, below[0] if below else None, size)
             with space_errors(self.folder):
-                _documents.write(work / "snapshot.json", record)
+                snapshot_documents.write(work / SNAPSHOT, record)
                 check()
                 sync_file_system(work)
                 self._put(work, self._place(chain_id))
@@ -214,54 +191,13 @@ class Snapshots:
         return self.holders_folder / f"{hold.holder}.{digits}"
 
 
-def read_snapshot(folder: Path) -> SnapshotRecord:
-    """Read what a snapshot's folder says of itself.
-
-    Raises:
-        DataLoss: it is broken; names the path.
-    """
-    path = folder / "snapshot.json"
-    hint = "move the folder away: it is unpacked again when it is needed"
-    try:
-        record = _documents.read(path, SnapshotRecord)
-    except FileNotFoundError:
-        raise DataLoss(f"{path} is missing", hint=hint, details={"path": str(path)}) from None
-    if record.chain_id.partition(":")[2] != folder.name:
-        raise DataLoss(
-            f"{path} is of another snapshot, {record.chain_id[:100]}",
-            hint=hint,
-            details={"path": str(path)},
-        )
-    if not (folder / "fs").is_dir():
-        raise DataLoss(f"{folder} has no files", hint=hint, details={"path": str(folder)})
-    return record
-
-
-def read_hold(link: Path) -> Hold:
-    """Read the record of a hold.
-
-    Raises:
-        DataLoss: it is broken; names the path.
-    """
-    holder = link.name.rpartition(".")[0]
-    try:
-        found = _HOLD.fullmatch(os.readlink(link))
-    except OSError:
-        found = None
-    if not _HOLDER.fullmatch(holder) or found is None:
-        raise DataLoss(
-            f"{link} is no hold of a container", hint="move it away", details={"path": str(link)}
-        )
-    return Hold(holder, found[1], found[2])
-
-
 def check_holder(holder: str) -> None:
     """Refuse a holder's name that is none.
 
     Raises:
         InvalidArgument: says the rule.
     """
-    if not _HOLDER.fullmatch(holder):
+    if not HOLDER.fullmatch(holder):
         raise InvalidArgument(
             f'"{holder[:200]}" is no holder',
             hint="a holder has 1 to 128 letters, digits, _ . - and begins with a letter or digit",

@@ -1,13 +1,7 @@
 """The store: references, the documents they lead to, and what is garbage.
 
-On disk, under one folder of mode 0700 that one process owns by a lock:
-
-| path | holds |
-|---|---|
-| `references.json` | every reference and the digest it names: one atomic document |
-| `blobs/` | manifests, configurations, layers, by digest |
-| `snapshots/`, `holders/` | see `snapshots` |
-| `ingest/` | what is being made; swept at start |
+What is where is told in `container.storage.stored_images`. The folder has mode 0700, and one
+process owns it by a lock.
 
 Documents are parsed once and kept by digest: a digest's bytes never change. Deciding what is
 garbage and taking it out of the store is one step without a checkpoint (renames into the ingest
@@ -32,7 +26,6 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-import cattrs
 import trio
 from attrs import define, frozen
 
@@ -51,25 +44,18 @@ from container.images.snapshots import Snapshots, remove_tree
 from container.ipc import ContainerError, DataLoss, Unavailable
 from container.ipc.sections import Sections
 from container.storage.blobs import Blobs, space_errors
-from container.storage.documents import Documents, is_aside
+from container.storage.documents import is_aside
 from container.storage.durable import make_folder
 from container.storage.locks import FileLock, try_lock
 from container.storage.settings import Settings
+from container.storage.stored_images import (
+    REFERENCES,
+    StoredReference,
+    read_references,
+    reference_documents,
+)
 
-_documents = Documents(1, cattrs.Converter(forbid_extra_keys=True))
 _log = logging.getLogger(__name__)
-
-KEPT_SECONDS = 24 * 3600.0
-"""That a start leaves what a pull which was cut off had fetched."""
-
-
-@frozen
-class StoredReference:
-    """A row of `references.json`."""
-
-    reference: str
-    digest: str
-    """Of a manifest or an index."""
 
 
 @frozen
@@ -165,15 +151,11 @@ class Store:
             for entry in os.scandir(self.ingest):
                 remove_tree(Path(entry.path))
             self.snapshots.load()
-            rows: tuple[StoredReference, ...] = ()
             try:
-                rows = _documents.read(self._document, tuple[StoredReference, ...])
-            except FileNotFoundError:
-                pass
+                self.references = read_references(self.folder)
             except DataLoss as error:
                 _log.error("the references are set aside: %s", error.message)
                 self.broken = error
-            self.references = {row.reference: row.digest for row in rows}
         except BaseException:
             self.close()
             raise
@@ -207,11 +189,7 @@ class Store:
 
     def _write(self, rows: tuple[StoredReference, ...]) -> None:
         self.blobs.sync()
-        _documents.write(self._document, rows)
-
-    @property
-    def _document(self) -> Path:
-        return self.folder / "references.json"
+        reference_documents.write(self.folder / REFERENCES, rows)
 
     # Documents.
 
@@ -358,8 +336,7 @@ class Store:
     def _certain(self) -> bool:
         """Say whether all that may need something is known."""
         aside = any(
-            is_aside(name) and name.startswith(self._document.name)
-            for name in os.listdir(self.folder)
+            is_aside(name) and name.startswith(REFERENCES) for name in os.listdir(self.folder)
         )
         return self.broken is None and not aside and self.snapshots.certain
 
