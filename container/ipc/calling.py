@@ -466,12 +466,15 @@ class Calls:
     def failed(self, event: ErrorReceived) -> None:
         """A terminal with an error."""
         self.room.unpark()
-        self._ends.finish(True, event.id)
-        call = self.pending.get(event.id)
         held = self.held.pop(event.id, None)
         if held is not None:
-            held.ended(outcome.Error(wire_errors.from_wire(event.error)))
+            error = wire_errors.from_wire(event.error)
+            # First: who reads in the block is cancelled, and takes no channel's end for a stream's.
+            held.ended(outcome.Error(error))
+            self._ends.finish(True, event.id, error, "the scope that the channel came with failed")
             return
+        self._ends.finish(True, event.id)
+        call = self.pending.get(event.id)
         if event.abandoned or call is None:
             return
         if not self._judge.admits(event.sender, None):

@@ -389,8 +389,24 @@ async def collecting(channel: trio.abc.ReceiveChannel[T]) -> AsyncGenerator[list
 async def relay(source: trio.abc.ReceiveChannel[T], sink: trio.abc.SendChannel[T]) -> None:
     """Pass items on until the source ends; then both are closed.
 
-    How a process passes a channel of its own call on to a third one.
+    How a process passes a channel of its own call on to a third one. That the sink's reader wants
+    no more ends it too, and is no error: the source's writer is told by its own next `send`.
+
+    Raises:
+        trio.BrokenResourceError: the source failed; the sink's reader hears of it after all items.
     """
     async with source, sink:
-        async for item in source:
-            await sink.send(item)
+        while True:
+            try:
+                item = await source.receive()
+            except trio.EndOfChannel:
+                return
+            except trio.BrokenResourceError as error:
+                if isinstance(sink, SendingEnd):
+                    cause = error.__cause__
+                    await sink.fail(cause if isinstance(cause, Exception) else error)
+                raise
+            try:
+                await sink.send(item)
+            except trio.BrokenResourceError:
+                return

@@ -362,8 +362,17 @@ class ChannelEnds:
         home.channel.end = None
         self._of(home.made_here).get(home.call, {}).pop(home.channel.number, None)
 
-    def finish(self, made_here: bool, call: int, cause: BaseException | None = None) -> bool:
-        """A call has ended, and its channels with it; return whether it had any."""
+    def finish(
+        self, made_here: bool, call: int, cause: BaseException | None = None, why: str = ""
+    ) -> bool:
+        """A call has ended, and its channels with it; return whether it had any.
+
+        Args:
+            made_here: This side made the call.
+            call: Its id.
+            cause: What ended it, if it did not end well; its readers hear of it after the items.
+            why: The same in words.
+        """
         table = self._of(made_here).pop(call, None)
         if table is None:
             return False
@@ -373,7 +382,7 @@ class ChannelEnds:
             if isinstance(end, SendingEnd):
                 end.break_off("the call that the channel belongs to has ended", cause)
             else:
-                end.end(cause, "the connection was lost")
+                end.end(cause, why)
         return True
 
     def lose(self, cause: BaseException) -> None:
@@ -381,4 +390,4 @@ class ChannelEnds:
         self.lost = True
         for made_here in (True, False):
             for call in list(self._of(made_here)):
-                self.finish(made_here, call, cause)
+                self.finish(made_here, call, cause, "the connection was lost")

@@ -11,6 +11,8 @@ import cattrs
 from container.ipc.contract import CHANNELS, holds_capabilities
 from container.ipc.wirevalues import ItemType, SentEnd, WireChannel, WrongType
 
+_SCALARS = (str, bytes, bool, int, float)
+
 
 def register(converter: cattrs.Converter) -> None:
     """Teach a converter the two ends of channels."""
@@ -19,7 +21,9 @@ def register(converter: cattrs.Converter) -> None:
         (item,) = typing.get_args(annotation)
         return ItemType(
             annotation=item,
-            unstructure=converter.get_unstructure_hook(item),
+            unstructure=_checked(item)
+            if item in _SCALARS
+            else converter.get_unstructure_hook(item),
             structure=converter.get_structure_hook(item),
             holds=holds_capabilities(item),
         )
@@ -58,6 +62,20 @@ def register(converter: cattrs.Converter) -> None:
 
     converter.register_unstructure_hook_factory(_is_end, end_out)
     converter.register_structure_hook_factory(_is_end, end_in)
+
+
+def _checked(kind: type) -> Callable[[Any], Any]:
+    """Return what passes a scalar item on, and refuses another at its writer, not its reader."""
+
+    def unstructure(value: Any) -> Any:
+        if type(value) is kind:
+            return value
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if not fits and not (kind is float and type(value) is int):
+            raise WrongType(kind.__name__, value)
+        return value
+
+    return unstructure
 
 
 def _is_end(annotation: Any) -> bool:

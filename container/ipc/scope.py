@@ -183,8 +183,9 @@ def stream(
     """Serve a stream, a scope whose value is a channel, by an async generator.
 
     The generator runs in one task of its own, so it may hold nurseries and cancel scopes across its
-    `yield`. Its natural end closes the channel and not the scope; its exception fails the scope;
-    the reader's leaving ends it, and is no error.
+    `yield`. Its natural end closes the channel and not the scope; its exception fails the scope, so
+    that a block which still reads is cancelled, and sees no natural end; the reader's leaving ends
+    it, and is no error.
 
     Args:
         function: The generator method; left out when options are given.
@@ -211,12 +212,13 @@ def stream(
 
 async def _drive(generator: AsyncGenerator[Any], sending: SendingEnd[Any]) -> None:
     try:
-        async with sending:
-            async for item in generator:
-                try:
-                    await sending.send(item)
-                except trio.BrokenResourceError:
-                    return  # the reader has left
+        async for item in generator:
+            try:
+                await sending.send(item)
+            except trio.BrokenResourceError:
+                return  # the reader has left
+        # Not after an exception: what failed has not ended, and the scope's failure says so.
+        await sending.aclose()
     finally:
         with cleanup():
             await generator.aclose()

@@ -3,8 +3,8 @@
 An error is code, message, hint, details, hops, notes, cause, and the wire name of its class; a
 group is message, notes and group. A bug is not translated: it becomes `InternalError` with an id,
 and its traceback goes to this process's log under that id; the caller gets its lines, as a note,
-without any value. Of a group only what is left after removing cancellations travels; one leaf alone
-travels as that leaf.
+without any value. A handler whose channel or stream broke is `Unavailable`, not a bug. Of a group
+only what is left after removing cancellations travels; one leaf alone travels as that leaf.
 
 A cause (`raise NotFound(...) from error`) that is no `ContainerError` travels as the name of its
 type and its sentence: whoever wrote `from` chose to say why. The causes of a bug stay in the log.
@@ -32,6 +32,7 @@ from container.ipc.errors import (
     Hop,
     InternalError,
     PeerGone,
+    Unavailable,
 )
 
 logger = logging.getLogger("container.ipc")
@@ -88,7 +89,10 @@ def _lowered(error: BaseException, route: str, depth: int) -> dict[str, object]:
             _add_notes(body, rest, [])
             body["group"] = [_lowered(leaf, route, depth + 1) for leaf in rest.exceptions[:WIDTH]]
         return body
-    if not isinstance(error, ContainerError):
+    if isinstance(error, trio.BrokenResourceError):
+        # No bug: who was at the other end of the handler's channel or stream has gone.
+        error = _caused(Unavailable(f"{route}: {str(error) or 'a stream broke'}"), error.__cause__)
+    elif not isinstance(error, ContainerError):
         error = _bug(error, route)
     hops = [*error.provenance, Hop(process=process_name(), pid=os.getpid(), route=route)]
     body = {
@@ -109,6 +113,11 @@ def _lowered(error: BaseException, route: str, depth: int) -> dict[str, object]:
         if cause is not None:
             body["cause"] = cause
     return body
+
+
+def _caused(error: ContainerError, cause: BaseException | None) -> ContainerError:
+    error.__cause__ = cause
+    return error
 
 
 def _cause(error: BaseException, route: str, depth: int) -> dict[str, object] | None:

@@ -16,6 +16,7 @@ from trio.abc import ReceiveChannel, SendChannel
 from container.ipc import (
     Actor,
     Contract,
+    DataLoss,
     Incompatible,
     InvalidArgument,
     Limits,
@@ -89,6 +90,19 @@ async def test_an_item_that_is_too_large_is_the_writers_error(service: WorksServ
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("item", [1, True, b"x", None])
+async def test_a_scalar_of_another_type_is_the_writers_error_and_the_next_one_goes(
+    link: Link, service: WorksService, item: object
+) -> None:
+    async with link(service) as works:
+        sending, receiving = open_channel(str)
+        async with works.echo(receiving) as echo:
+            with pytest.raises(InvalidArgument, match="str"):
+                await sending.send(cast("str", item))
+            await sending.send("y")
+            assert await echo.receive() == "y"
+
+
 async def test_an_item_that_can_t_be_read_is_incompatible_and_the_next_one_comes(
     link: Link, service: WorksService
 ) -> None:
@@ -105,9 +119,6 @@ async def test_an_item_that_can_t_be_read_is_incompatible_and_the_next_one_comes
         with pytest.raises(Incompatible, match="expected int, found str"):
             await ticks.receive()
         assert await ticks.receive() == 2
-
-
-# --- ends -------------------------------------------------------------------------------------
 
 
 # --- giving ends away -------------------------------------------------------------------------
@@ -162,3 +173,40 @@ async def test_an_endpoint_s_connection_has_channels_of_its_own(service: WorksSe
         async with endpoint.connect() as works, works.ticks(30) as ticks:
             assert [tick async for tick in ticks] == list(range(30))
         nursery.cancel_scope.cancel()
+
+
+async def test_a_relay_whose_source_fails_passes_the_reason_on_after_all_items() -> None:
+    upstream, source = open_channel(int)
+    sink, downstream = open_channel(int)
+    found: list[int] = []
+
+    async def read() -> None:
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            async for number in downstream:
+                found.append(number)  # noqa: PERF401
+        assert isinstance(caught.value.__cause__, DataLoss)
+
+    async def pass_on() -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await relay(source, sink)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(pass_on)
+        for number in range(3):
+            await upstream.send(number)
+        await upstream.fail(DataLoss("the disk"))
+    assert found == [0, 1, 2]
+
+
+async def test_a_relay_ends_without_an_error_when_its_sinks_reader_has_left() -> None:
+    upstream, source = open_channel(int)
+    sink, downstream = open_channel(int)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay, source, sink)
+        nursery.start_soon(upstream.send, 1)
+        assert await downstream.receive() == 1
+        await downstream.aclose()
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await upstream.send(2)

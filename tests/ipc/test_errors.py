@@ -27,6 +27,7 @@ from container.ipc import (
     InvalidArgument,
     NotFound,
     PeerGone,
+    Unavailable,
     process_name,
 )
 from container.ipc.errors import ERROR_CLASSES, ERROR_TYPES
@@ -163,6 +164,15 @@ def test_a_bugs_note_says_where_it_was_and_no_value() -> None:
         assert lines[-2].endswith("deep")
         assert "s3cret" not in note
         assert len(lines) <= FRAMES + 3
+
+
+def test_a_handler_whose_channel_broke_is_unavailable_and_says_why() -> None:
+    error = trio.BrokenResourceError("the connection was lost")
+    error.__cause__ = NotFound("no such file")
+    made = carried(error)
+    assert type(made) is Unavailable
+    assert "the connection was lost" in made.message
+    assert isinstance(made.__cause__, NotFound)
 
 
 def test_an_error_of_any_size_fits_a_frame_of_every_peer() -> None:

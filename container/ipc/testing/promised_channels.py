@@ -225,11 +225,13 @@ async def an_exception_of_a_stream_ends_the_block_and_loses_no_item(link: Link) 
             async with subject.ticks(13, seen.fd, fails=True) as ticks:
                 async for tick in ticks:
                     found.append(tick)  # noqa: PERF401
-                await trio.sleep_forever()
+                raise AssertionError("a stream that failed looked like one that ended")
         assert ticks is not None
         # The block may have been cancelled before it had read all.
-        async for tick in ticks:
-            found.append(tick)  # noqa: PERF401
+        with expecting(trio.BrokenResourceError) as caught:
+            async for tick in ticks:
+                found.append(tick)  # noqa: PERF401
+        assert isinstance(caught.exception.__cause__, DataLoss)
         assert found == list(range(13))
 
 
