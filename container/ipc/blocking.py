@@ -159,7 +159,35 @@ class AsyncioCaller(_Portal):
             raise
         return future.result()
 
-    async def hold(self, holding: _Holding[T]) -> T:
+    @asynccontextmanager
+    async def scope(self, manager: AbstractAsyncContextManager[T]) -> AsyncGenerator[T]:
+        """Hold a scope while an `async with` block of asyncio's runs.
+
+        The block is asyncio's: a failure of the callee is raised at its end.
+        """
+        holding = _Holding(manager)
+        value = await self._hold(holding)
+        raised: BaseException | None = None
+        try:
+            yield value
+        except BaseException as error:
+            raised = error
+        await self._let_go(holding, raised)
+        if raised is not None:
+            raise raised
+        assert holding.ended is not None
+        holding.ended.result()
+
+    async def each(self, channel: trio.abc.ReceiveChannel[T]) -> AsyncGenerator[T]:
+        """Receive until the channel ends."""
+        while True:
+            try:
+                item = await self(channel.receive)
+            except trio.EndOfChannel:
+                return
+            yield item
+
+    async def _hold(self, holding: _Holding[T]) -> T:
         """Enter a context manager in a task of Trio's; return its value."""
         running = self._begin(holding.run, (), {})
         holding.ended = asyncio.wrap_future(running.future)
@@ -174,7 +202,7 @@ class AsyncioCaller(_Portal):
             holding.ended.result()
         return entered.result()
 
-    async def let_go(self, holding: _Holding[Any], error: BaseException | None) -> None:
+    async def _let_go(self, holding: _Holding[Any], error: BaseException | None) -> None:
         """Leave the context manager, with what the block raised."""
         assert holding.ended is not None
         with suppress(RuntimeError):
@@ -261,18 +289,8 @@ async def connect_asyncio(
         try:
             await asyncio.wait([started])
             caller = AsyncioCaller(started.result(), timeout)
-            holding = _Holding(manager)
-            value = await caller.hold(holding)
-            raised: BaseException | None = None
-            try:
+            async with caller.scope(manager) as value:
                 yield value, caller
-            except BaseException as error:
-                raised = error
-            await caller.let_go(holding, raised)
-            if raised is not None:
-                raise raised
-            assert holding.ended is not None
-            holding.ended.result()
         finally:
             await _ended(started)
             if started.exception() is None:

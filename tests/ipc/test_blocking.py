@@ -311,3 +311,20 @@ def test_three_lines_are_enough(served: Served) -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("hello ada\n", "")
+
+
+def test_an_asyncio_program_holds_a_scope_and_reads_a_stream(served: Served) -> None:
+    async def main() -> None:
+        async with blocking.connect_asyncio(Greeter.connect(served.path)) as (greeter, call):
+            async with call.scope(greeter.lease("a")) as lease:
+                assert lease == "A"
+                assert served.service.leased == ["a"]
+            assert served.service.leased == []
+            async with call.scope(greeter.ticks(30)) as ticks:
+                assert [tick async for tick in call.each(ticks)] == list(range(30))
+            with pytest.raises(KeyError):
+                async with call.scope(greeter.lease("b")):
+                    raise KeyError("b")
+            assert await call(greeter.greet, "ada") == "hello ada"
+
+    asyncio.run(main())
