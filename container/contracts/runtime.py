@@ -128,6 +128,7 @@ class ExitStatus:
     """0 to 255: its own exit code, or 128+n for a signal; None when it can't be known."""
     signal: int | None = None
     out_of_memory: bool = False
+    """Whether the kernel killed this very process for want of memory."""
     exited_at: datetime | None = None
 
 
@@ -171,6 +172,8 @@ class SandboxPhase(enum.Enum):
     """The helper is up, nothing is bootstrapped."""
     CREATED = "created"
     RUNNING = "running"
+    PAUSED = "paused"
+    """It runs, but the kernel gives it no processor until it is resumed."""
     STOPPED = "stopped"
 
 
@@ -181,6 +184,11 @@ class SandboxState:
     id: str
     phase: SandboxPhase
     processes: tuple[SandboxProcess, ...] = ()
+    out_of_memory: bool = False
+    """Whether the kernel ended the first process, and so the container, for want of memory."""
+    out_of_memory_kills: int = 0
+    """Processes of this run that the kernel has killed for want of memory, the first one too. It
+    also counts where the container went on."""
 
 
 @frozen
@@ -214,11 +222,11 @@ class StopOptions:
 
     signal: str | None = None
     """None takes the container's own stop signal."""
-    timeout: float = 10.0
-    """Seconds before SIGKILL."""
+    timeout: float | None = 10.0
+    """Seconds before SIGKILL; 0 kills at once, None waits for ever. Not negative."""
 
 
-class Sandbox(Contract, name="sandbox", version=1):
+class Sandbox(Contract, name="sandbox", version=2):
     """The real operations on one container. `init` is the process id of its first process."""
 
     @abstractmethod
@@ -241,7 +249,12 @@ class Sandbox(Contract, name="sandbox", version=1):
 
     @abstractmethod
     async def create_process(self, process: str, spec: ProcessSpec, stdio: Stdio) -> None:
-        """Prepare a further process under the id `process`; `start` runs it."""
+        """Prepare a further process under the id `process`; `start` runs it.
+
+        Raises:
+            InvalidState: the container does not run, or is paused.
+            AlreadyExists: a process of this id is there.
+        """
         ...
 
     @abstractmethod
@@ -256,12 +269,43 @@ class Sandbox(Contract, name="sandbox", version=1):
 
     @abstractmethod
     async def stop(self, options: StopOptions) -> ExitStatus:
-        """Signal the first process, wait, then SIGKILL all; return how it ended. Idempotent."""
+        """Signal the first process, wait, then SIGKILL all; return how it ended. Idempotent.
+
+        A paused container, or a first process that a signal has stopped, is set going once the
+        signal is on its way: it ends as any other does, within the same time.
+
+        Raises:
+            InvalidArgument: the timeout is negative, or no such signal.
+            Unavailable: it does not end even by SIGKILL: the kernel holds it.
+        """
+        ...
+
+    @abstractmethod
+    async def pause(self) -> None:
+        """Stop giving it any processor; its memory and descriptors stay. A paused one stays so.
+
+        Raises:
+            InvalidState: it does not run.
+            Unavailable: the kernel did not freeze it in time; it runs on.
+        """
+        ...
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Let a paused container go on. One that runs is no error.
+
+        Raises:
+            InvalidState: it does not run.
+            Unavailable: the kernel refused.
+        """
         ...
 
     @abstractmethod
     async def kill(self, process: str, signal: str) -> None:
-        """Send a signal by name (`SIGTERM`, `TERM`) or number (`15`).
+        """Send a signal by name (`SIGTERM`, `TERM`, `RTMIN+3`) or number (`15`).
+
+        In a paused container it waits until that is resumed; SIGKILL of the first process resumes
+        it.
 
         Raises:
             InvalidState: it does not run.

@@ -1,9 +1,10 @@
 """The control group of one container, on cgroup v1, hybrid and v2.
 
 The OCI runtime makes the group and puts the limits in; what is here reads usage, sees that memory
-ran out, kills what is left, and removes the group. The group's path is absolute and has no parent
-of ours: a parent that the last container removes while the next one is being made in it is a race,
-and nesting under the caller's own group would hang containers on a terminal's life.
+ran out, freezes and thaws, kills what is left, and removes the group. The group's path is absolute
+and has no parent of ours: a parent that the last container removes while the next one is being made
+in it is a race, and nesting under the caller's own group would hang containers on a terminal's
+life.
 
 In the hybrid layout (v1 controllers, and a v2 hierarchy that has none of them) v1 is what counts.
 """
@@ -23,6 +24,8 @@ from container.contracts.runtime import SandboxStatistics
 MOUNT = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60
 """v1 says "no limit" with a number near 2^63, rounded to pages."""
+_FREEZE_SECONDS = 2.0
+"""For all processes of a group to stand still; one that the disk holds can take long."""
 
 
 def cgroup_path(container_id: str) -> str:
@@ -41,6 +44,26 @@ class ControlGroup(ABC):
     @abstractmethod
     def out_of_memory_kills(self) -> int:
         """Return how many processes the kernel has killed for want of memory. Blocking."""
+        ...
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Let none of its processes run until `thaw`. Blocks up to two seconds.
+
+        Raises:
+            TimeoutError: not all stand still in time; it was thawed again.
+            OSError: there is no group, or none that can be frozen.
+        """
+        ...
+
+    @abstractmethod
+    def thaw(self) -> None:
+        """Let a frozen group run; one that is not frozen, or gone, is no error. Blocking."""
+        ...
+
+    @abstractmethod
+    def frozen(self) -> bool:
+        """Return whether it is frozen, or about to be. Blocking."""
         ...
 
     @abstractmethod
@@ -136,6 +159,44 @@ class CgroupFolders(ControlGroup):
             else self._folder("memory") / "memory.oom_control"
         )
         return _keyed(file).get("oom_kill", 0)
+
+    def _freezer(self) -> tuple[Path, str, str]:
+        """Return the file that freezes, and what it says for frozen and thawed.
+
+        Source: Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst, cgroup-v2.rst.
+        """
+        if not self._unified and (self.mount / "freezer").is_dir():
+            return self._folder("freezer") / "freezer.state", "FROZEN", "THAWED"
+        return self._folder("" if self._unified else "unified") / "cgroup.freeze", "1", "0"
+
+    def freeze(self) -> None:
+        file, frozen, _ = self._freezer()
+        deadline = time.monotonic() + _FREEZE_SECONDS
+        file.write_text(frozen)
+        while not self._stands_still(file):
+            if time.monotonic() > deadline:
+                self.thaw()
+                raise TimeoutError(f"{file.parent.name} does not stand still")
+            # v1 tells nobody when it is done, and must be asked again for what was forked since.
+            time.sleep(0.002)
+            file.write_text(frozen)
+
+    def _stands_still(self, file: Path) -> bool:
+        if file.name == "freezer.state":
+            return file.read_text().strip() == "FROZEN"
+        return _keyed(file.with_name("cgroup.events")).get("frozen") == 1
+
+    def thaw(self) -> None:
+        file, _, thawed = self._freezer()
+        try:
+            file.write_text(thawed)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+
+    def frozen(self) -> bool:
+        file, _, thawed = self._freezer()
+        return _text(file).strip() not in ("", thawed)
 
     def kill(self) -> None:
         for folder in self.folders():

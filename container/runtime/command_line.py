@@ -165,6 +165,26 @@ class CommandLineRuntime(OciRuntime):
         except OSError:
             return None
 
+    async def pause(self, container: str) -> None:
+        if self._program.name not in _KNOWN:
+            await self._call(["pause", container], command=container)
+            return
+        # All that they do is to freeze the group, and their own state is read from it.
+        try:
+            await trio.to_thread.run_sync(CgroupFolders(cgroup_path(container)).freeze)
+        except OSError as error:
+            reason = error.strerror or "its processes do not stand still"
+            raise Unavailable(f"the container can't be paused: {reason}") from error
+
+    async def resume(self, container: str) -> None:
+        if self._program.name not in _KNOWN:
+            await self._call(["resume", container], command=container)
+            return
+        try:
+            await trio.to_thread.run_sync(CgroupFolders(cgroup_path(container)).thaw)
+        except OSError as error:
+            raise Unavailable(f"the container can't be resumed: {error.strerror}") from error
+
     async def delete(self, container: str) -> None:
         self._commands.pop(container, None)
         try:

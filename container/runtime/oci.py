@@ -115,6 +115,24 @@ class OciRuntime(ABC):
         ...
 
     @abstractmethod
+    async def pause(self, container: str) -> None:
+        """Let no process of a container run until `resume`.
+
+        Raises:
+            Unavailable: it could not be done, and all run on.
+        """
+        ...
+
+    @abstractmethod
+    async def resume(self, container: str) -> None:
+        """Let a paused container run; one that is not paused, or gone, is no error.
+
+        Raises:
+            Unavailable: the kernel or the runtime refused.
+        """
+        ...
+
+    @abstractmethod
     async def delete(self, container: str) -> None:
         """Delete a container in any state, killing what still runs. None is no error."""
         ...

@@ -101,11 +101,12 @@ class ManagedProcess:
             terminal_input=terminal_input,
         )
 
-    async def supervise(self, killed_for_memory: Callable[[], bool]) -> None:
+    async def supervise(self, memory_kills: Callable[[], int] | None = None) -> None:
         """Carry its output until it has ended and its output too; then say how it ended.
 
         Args:
-            killed_for_memory: Blocking; asked once it has ended.
+            memory_kills: Returns how many processes the kernel has killed for want of memory.
+                Blocking; asked once it has ended.
         """
         handle = self.handle
         assert handle is not None
@@ -116,10 +117,10 @@ class ManagedProcess:
             self.supervised = False
         # Shielded, since a status that was read is nowhere else; a look at one small file.
         with trio.CancelScope(shield=True):
-            memory = False
-            if ended.signal == 9 or ended.code == 137:
-                memory = await trio.to_thread.run_sync(killed_for_memory)
-            self.finish(exit_status(ended, out_of_memory=memory))
+            kills = 0
+            if memory_kills is not None:
+                kills = await trio.to_thread.run_sync(memory_kills)
+            self.finish(exit_status(ended, out_of_memory=kills > 0))
 
     async def _await_end(self, handle: ContainerProcess) -> Ended:
         ended = Ended()

@@ -4,7 +4,8 @@
 |---|---|---|
 | EMPTY | bootstrap | CREATED: root mounted, bundle written, first process waits |
 | CREATED | start of `init` | RUNNING |
-| CREATED, RUNNING | `init` has ended | STOPPED, and all that the kernel held for it is taken down |
+| RUNNING | pause | PAUSED, until resume, or a signal that ends it |
+| these three | `init` has ended | STOPPED, and all that the kernel held for it is taken down |
 | any | shutdown | all is gone, `ended` is set |
 
 Everything that a container leaves behind has one owner here and one place where it goes:
@@ -18,12 +19,13 @@ What is *not* here: the wire, the gate, the registration with a launcher; see `p
 from __future__ import annotations
 
 import logging
+import math
 import shutil
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import trio
 
@@ -89,7 +91,8 @@ START_SECONDS = 1.0
 PROCESSES_MAX = 4096
 """Processes that are known at once; ended ones make room."""
 
-T = TypeVar("T")
+_ALIVE = (SandboxPhase.CREATED, SandboxPhase.RUNNING, SandboxPhase.PAUSED)
+
 _log = logging.getLogger(__name__)
 
 
@@ -113,6 +116,8 @@ class SandboxService(Actor, Sandbox):
         self._log: LogWriter | None = None
         self._processes: dict[str, ManagedProcess] = {}
         self._down = False
+        self._ending = False
+        self._memory_kills = 0
         self.ended = trio.Event()
         """Set when `shutdown` is done: the process that serves this may end."""
 
@@ -197,7 +202,9 @@ class SandboxService(Actor, Sandbox):
             parse_signal(spec.stop_signal)
             runtime = self._machinery.runtime(spec.runtime)
             await self._sweep()
-            self._spec, self._runtime, self._down = spec, runtime, False
+            self._spec, self._runtime = spec, runtime
+            self._down = self._ending = False
+            self._memory_kills = 0
             try:
                 await self._create(spec, stdio, runtime)
             except BaseException:
@@ -269,7 +276,7 @@ class SandboxService(Actor, Sandbox):
         plumbing.made()
 
     async def _supervise_first(self, process: ManagedProcess) -> None:
-        await process.supervise(self._killed_for_memory)
+        await process.supervise(self._count_memory_kills)
         with _bounded(TEAR_DOWN_SECONDS):
             await self._tear_down()
 
@@ -279,15 +286,16 @@ class SandboxService(Actor, Sandbox):
             self._log.mark(LogStream.END)
             self._log.close()
 
-    def _killed_for_memory(self) -> bool:
-        return self._machinery.cgroup.out_of_memory_kills() > 0
+    def _count_memory_kills(self) -> int:
+        # The group's own count ends with the group.
+        self._memory_kills = max(self._memory_kills, self._machinery.cgroup.out_of_memory_kills())
+        return self._memory_kills
 
     # --- processes ---
 
     async def create_process(self, process: str, spec: ProcessSpec, stdio: Stdio) -> None:
         check_process(spec)
-        if self._phase is not SandboxPhase.RUNNING:
-            raise InvalidState(f"container {self._id} does not run")
+        self._check_running()
         known = self._processes.get(process)
         if known is not None and known.state is not ProcessState.EXITED:
             raise AlreadyExists(f"process {process!r} exists")
@@ -296,6 +304,12 @@ class SandboxService(Actor, Sandbox):
             process, spec, Plumbing.lay(spec, stdio, None, keep=True)
         )
         await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _check_running(self) -> None:
+        if self._phase is SandboxPhase.PAUSED:
+            raise InvalidState(f"container {self._id} is paused", hint="resume it first")
+        if self._phase is not SandboxPhase.RUNNING:
+            raise InvalidState(f"container {self._id} does not run")
 
     def _make_room(self) -> None:
         ended = [p.id for p in self._processes.values() if p.state is ProcessState.EXITED]
@@ -312,6 +326,8 @@ class SandboxService(Actor, Sandbox):
                 return managed.started()
             if managed.state is ProcessState.EXITED:
                 raise InvalidState(f"process {process!r} ended before it was started")
+            if process != INIT:
+                self._check_running()
             # Shielded: a further process that was made but not noted would run on unseen. The OCI
             # runtime's calls are bounded.
             with trio.CancelScope(shield=True):
@@ -352,7 +368,7 @@ class SandboxService(Actor, Sandbox):
             raise
         managed.started_at = datetime.now(UTC)
         managed.state = ProcessState.RUNNING
-        self.nursery.start_soon(managed.supervise, lambda: False)
+        self.nursery.start_soon(managed.supervise)
 
     def _process(self, process: str) -> ManagedProcess:
         try:
@@ -367,6 +383,9 @@ class SandboxService(Actor, Sandbox):
             handle.send_signal(number)
         except ProcessLookupError:
             raise InvalidState(f"process {process!r} has ended") from None
+        if number == 9 and process == INIT:
+            self._ending = True
+            await self._thaw()
         await trio.lowlevel.checkpoint_if_cancelled()
 
     async def resize(self, process: str, size: TerminalSize) -> None:
@@ -384,6 +403,8 @@ class SandboxService(Actor, Sandbox):
         return managed.exit
 
     async def stop(self, options: StopOptions) -> ExitStatus:
+        if options.timeout is not None and not options.timeout >= 0:
+            raise InvalidArgument(f"a timeout of {options.timeout:g} s is negative")
         if self._phase is SandboxPhase.EMPTY:
             async with self.exclusive("container"):
                 await self._sweep()
@@ -391,13 +412,21 @@ class SandboxService(Actor, Sandbox):
         assert self._spec is not None
         number = parse_signal(options.signal or self._spec.stop_signal)
         first = self._process(INIT)
-        if first.state is ProcessState.RUNNING and number != 9 and options.timeout > 0:
-            self._signal(first, number)
-            with trio.move_on_after(options.timeout):
+        if first.state is ProcessState.RUNNING and number != 9 and options.timeout != 0:
+            bound = math.inf if options.timeout is None else options.timeout
+            with trio.move_on_after(bound):
+                self._signal(first, number)
+                await self._set_going(first)
                 await first.exited.wait()
         await self._kill_all(first)
         assert first.exit is not None
         return first.exit
+
+    async def _set_going(self, first: ManagedProcess) -> None:
+        """Let a container that was made to stand still get the signal that was sent to it."""
+        await self._thaw()
+        # As systemd does, whether it is stopped or not: a SIGSTOP may be on its way too.
+        self._signal(first, signal.SIGCONT)
 
     def _signal(self, process: ManagedProcess, number: int) -> None:
         try:
@@ -405,11 +434,46 @@ class SandboxService(Actor, Sandbox):
         except (ProcessLookupError, InvalidState):
             pass  # it ended by itself meanwhile
 
+    async def pause(self) -> None:
+        async with self.exclusive("freezer"):
+            if self._phase is SandboxPhase.PAUSED:
+                return
+            if self._phase is not SandboxPhase.RUNNING or self._ending:
+                raise InvalidState(f"container {self._id} does not run")
+            assert self._runtime is not None
+            # Shielded: a frozen group that nobody noted would seem to hang. Freezing is bounded.
+            with trio.CancelScope(shield=True):
+                try:
+                    await self._runtime.pause(self._id)
+                except Unavailable:
+                    if self._phase is not SandboxPhase.RUNNING:
+                        raise InvalidState(f"container {self._id} has ended") from None
+                    raise
+            if self._phase is SandboxPhase.RUNNING:
+                self._phase = SandboxPhase.PAUSED
+
+    async def resume(self) -> None:
+        if self._phase not in (SandboxPhase.RUNNING, SandboxPhase.PAUSED):
+            raise InvalidState(f"container {self._id} does not run")
+        await self._thaw()
+
+    async def _thaw(self) -> None:
+        async with self.exclusive("freezer"):
+            if self._phase is not SandboxPhase.PAUSED:
+                return
+            assert self._runtime is not None
+            with trio.CancelScope(shield=True):
+                await self._runtime.resume(self._id)
+            if self._phase is SandboxPhase.PAUSED:
+                self._phase = SandboxPhase.RUNNING
+
     async def _kill_all(self, first: ManagedProcess) -> None:
         if not first.exited.is_set():
+            self._ending = True
             # With the first process of a pid namespace the kernel kills all others.
             self._signal(first, 9)
             await trio.to_thread.run_sync(self._machinery.cgroup.kill)
+            await self._thaw()  # on v1 the dead don't end while they are frozen
         with trio.move_on_after(KILL_SECONDS) as scope:
             await first.exited.wait()
         if scope.cancelled_caught:
@@ -418,16 +482,22 @@ class SandboxService(Actor, Sandbox):
     # --- questions ---
 
     async def state(self) -> SandboxState:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._phase in _ALIVE:
+            await trio.to_thread.run_sync(self._count_memory_kills)
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        first = self._processes.get(INIT)
         return SandboxState(
             id=self._id,
             phase=self._phase,
             processes=tuple(process.describe() for process in self._processes.values()),
+            out_of_memory=bool(first and first.exit and first.exit.out_of_memory),
+            out_of_memory_kills=self._memory_kills,
         )
 
     async def statistics(self) -> SandboxStatistics:
         usage = None
-        if self._phase in (SandboxPhase.CREATED, SandboxPhase.RUNNING):
+        if self._phase in _ALIVE:
             usage = await trio.to_thread.run_sync(self._machinery.cgroup.usage)
         if usage is None:
             raise InvalidState(f"container {self._id} does not run")
@@ -436,8 +506,7 @@ class SandboxService(Actor, Sandbox):
     async def dial(self, port: int) -> Fd:
         if not 1 <= port <= 65535:
             raise InvalidArgument(f"{port} is no TCP port")
-        if self._phase is not SandboxPhase.RUNNING:
-            raise InvalidState(f"container {self._id} does not run")
+        self._check_running()
         return await self._machinery.connect(self._process(INIT).running().pid, port)
 
     async def logs(self) -> LogFiles:
@@ -469,9 +538,11 @@ class SandboxService(Actor, Sandbox):
         async with self.exclusive("tear down"):
             if self._down:
                 return
+            self._ending = True
             for process in self._processes.values():
                 if process.handle is not None and process.state is not ProcessState.EXITED:
                     self._signal(process, 9)
+            await _attempt("resume the container", self._thaw())
             for process in tuple(self._processes.values()):
                 await self._end_process(process)
             if self._log is not None:
@@ -490,7 +561,7 @@ class SandboxService(Actor, Sandbox):
                 if process.supervised:
                     await process.exited.wait()
                 else:
-                    await process.supervise(self._killed_for_memory)
+                    await process.supervise(self._count_memory_kills)
         process.finish(ExitStatus(code=None, exited_at=datetime.now(UTC)))
 
     async def _sweep(self) -> None:

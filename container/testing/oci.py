@@ -45,7 +45,7 @@ class RecordedCall:
     """One call of the OCI runtime."""
 
     verb: str
-    """`create`, `start`, `exec` or `delete`."""
+    """`create`, `start`, `exec`, `pause`, `resume` or `delete`."""
     container: str
     arguments: tuple[str, ...] = ()
     """Of the process, for `create` and `exec`."""
@@ -176,6 +176,8 @@ class PlayedProcess(ContainerProcess):
         self._scope = trio.CancelScope()
         self._over = trio.Event()
         self._ended = Ended()
+        self._paused: trio.Event | None = None
+        self._pending: list[int] = []
         self.gate = trio.Event()
         """Set when it may begin."""
 
@@ -184,7 +186,10 @@ class PlayedProcess(ContainerProcess):
         try:
             with self._scope:
                 await self.gate.wait()
-                self._end(Ended(code=await self._program(self.play) & 0xFF))
+                code = await self._program(self.play)
+                while self._paused is not None:
+                    await self._paused.wait()
+                self._end(Ended(code=code & 0xFF))
         except OSError:
             self._end(Ended(signal=signal.SIGPIPE))
         finally:
@@ -204,6 +209,9 @@ class PlayedProcess(ContainerProcess):
     def send_signal(self, number: int) -> None:
         if self._over.is_set():
             raise ProcessLookupError(self.pid)
+        if self._paused is not None:
+            self._pending.append(number)  # as the freezer of cgroup v1 has it, SIGKILL too
+            return
         if number == signal.SIGKILL:
             self._end(Ended(signal=number))
         elif number in self.play.handled and self.gate.is_set():
@@ -213,6 +221,21 @@ class PlayedProcess(ContainerProcess):
         else:
             self._end(Ended(signal=number))
         self._scope.cancel()
+
+    def pause(self) -> None:
+        """Hold its end back, and all signals, until `resume`; what it plays goes on unseen."""
+        if self._paused is None:
+            self._paused = trio.Event()
+
+    def resume(self) -> None:
+        """Deliver what was held back."""
+        paused, self._paused = self._paused, None
+        if paused is not None:
+            paused.set()
+        pending, self._pending = self._pending, []
+        for number in sorted(pending, key=lambda number: number != signal.SIGKILL):
+            if not self._over.is_set():
+                self.send_signal(number)
 
     def close(self) -> None:
         pass
@@ -275,6 +298,21 @@ class RecordedRuntime(Actor, OciRuntime):
         await trio.lowlevel.checkpoint()
         return made
 
+    async def pause(self, container: str) -> None:
+        self.calls.append(RecordedCall("pause", container))
+        for process in self._of(container):
+            process.pause()
+        await trio.lowlevel.checkpoint()
+
+    async def resume(self, container: str) -> None:
+        self.calls.append(RecordedCall("resume", container))
+        for process in self._of(container):
+            process.resume()
+        await trio.lowlevel.checkpoint()
+
+    def _of(self, container: str) -> list[PlayedProcess]:
+        return [process for process in self.processes if process.container == container]
+
     async def delete(self, container: str) -> None:
         self.calls.append(RecordedCall("delete", container))
         process = self.containers.pop(container, None)
@@ -285,12 +323,11 @@ class RecordedRuntime(Actor, OciRuntime):
 
     def kill_all(self, container: str) -> None:
         """Kill all processes of a container, as the end of a pid namespace does."""
-        for process in self.processes:
-            if process.container == container:
-                try:
-                    process.send_signal(signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+        for process in self._of(container):
+            try:
+                process.send_signal(signal.SIGKILL)
+            except ProcessLookupError:
+                pass
 
     def _make(
         self,
@@ -408,12 +445,22 @@ class RecordedCgroup(ControlGroup):
     memory_kills: int = 0
     kills: int = 0
     """How often `kill` was called."""
+    is_frozen: bool = False
 
     def usage(self) -> SandboxStatistics | None:
         return self.statistics
 
     def out_of_memory_kills(self) -> int:
         return self.memory_kills
+
+    def freeze(self) -> None:
+        self.is_frozen = True
+
+    def thaw(self) -> None:
+        self.is_frozen = False
+
+    def frozen(self) -> bool:
+        return self.is_frozen
 
     def kill(self) -> None:
         self.kills += 1
