@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
@@ -65,7 +65,6 @@ from container.ipc import (
     NotFound,
     PermissionDenied,
     Unavailable,
-    stream,
 )
 
 WARM_HELPERS = 4
@@ -438,12 +437,15 @@ class ContainersService(ContainerAdoption, Containers):
         self._check_live(record)
         return await self._call(record, lambda sandbox: sandbox.statistics())
 
-    @stream
-    async def events(self, wanted: EventFilter = EVERYTHING) -> AsyncGenerator[Event]:
+    @asynccontextmanager
+    async def events(
+        self, wanted: EventFilter = EVERYTHING
+    ) -> AsyncGenerator[trio.abc.ReceiveChannel[Event]]:
         """Stream what happens to containers; see the contract."""
-        async with aclosing(self._events.follow(wanted)) as events:
-            async for event in events:
-                yield event
+        # Subscribed before this is open: what the caller does next is seen.
+        with self._events.subscribed(wanted) as subscriber:
+            async with subscriber.events() as events:
+                yield events
 
     def census(self) -> tuple[int, int]:
         """Return how many containers there are, and how many of them run or may run."""

@@ -10,14 +10,17 @@ numbers begin with the time, so that they grow from one API server to the next.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import contextmanager
 from datetime import datetime
 
 import trio
 from attrs import define, evolve, field
 
 from container.contracts.apiserver import Container, Event, EventFilter, EventKind
+from container.ipc import stream
 
 REMEMBERED = 1024
 """Events that a subscriber may still ask for."""
@@ -26,13 +29,18 @@ WAITING = 1024
 
 
 @define(eq=False)
-class _Subscriber:
+class Subscriber:
+    """Who listens: what it wants, and what waits for it."""
+
     wanted: EventFilter
+    left: float = math.inf
+    """Seconds from its beginning to its end."""
     waiting: deque[Event] = field(factory=deque[Event])
     missed: int = 0
     woken: trio.Event = field(factory=trio.Event)
 
     def offer(self, event: Event) -> None:
+        """Take an event if it is wanted; never waits."""
         if not _wants(self.wanted, event):
             return
         if len(self.waiting) == WAITING:
@@ -41,10 +49,20 @@ class _Subscriber:
         self.waiting.append(event)
         self.woken.set()
 
-    def take(self) -> Event:
-        missed, self.missed = self.missed, 0
-        event = self.waiting.popleft()
-        return evolve(event, missed=missed) if missed else event
+    @stream
+    async def events(self) -> AsyncGenerator[Event]:
+        """Stream what waits and what comes, until its time is over."""
+        end = trio.current_time() + self.left
+        while True:
+            while self.waiting:
+                event = self.waiting.popleft()
+                missed, self.missed = self.missed, 0
+                yield evolve(event, missed=missed) if missed else event
+            self.woken = trio.Event()
+            with trio.CancelScope(deadline=end) as bound:
+                await self.woken.wait()
+            if bound.cancelled_caught:
+                return
 
 
 class EventLog:
@@ -58,7 +76,7 @@ class EventLog:
         self._clock = clock
         self._next = int(clock().timestamp() * 1_000_000)
         self._remembered: deque[Event] = deque(maxlen=REMEMBERED)
-        self._subscribers: set[_Subscriber] = set()
+        self._subscribers: set[Subscriber] = set()
 
     @property
     def followed(self) -> bool:
@@ -87,26 +105,19 @@ class EventLog:
         for subscriber in self._subscribers:
             subscriber.offer(event)
 
-    async def follow(self, wanted: EventFilter) -> AsyncGenerator[Event]:
-        """Yield the events that are wanted: remembered ones first, then new ones until `until`.
-
-        Closing it, and its own end, take the subscriber away.
-        """
-        subscriber = _Subscriber(wanted)
+    @contextmanager
+    def subscribed(self, wanted: EventFilter) -> Generator[Subscriber]:
+        """Subscribe while the block runs: remembered events first, if wanted, then all new ones."""
+        left = math.inf
+        if wanted.until is not None:
+            left = max(0.0, (wanted.until - self._clock()).total_seconds())
+        subscriber = Subscriber(wanted, left)
         if wanted.since is not None or wanted.after is not None:
             for event in self._remembered:
                 subscriber.offer(event)
         self._subscribers.add(subscriber)
         try:
-            with trio.CancelScope() as scope:
-                if wanted.until is not None:
-                    left = (wanted.until - self._clock()).total_seconds()
-                    scope.deadline = trio.current_time() + max(0.0, left)
-                while True:
-                    while subscriber.waiting:
-                        yield subscriber.take()
-                    subscriber.woken = trio.Event()
-                    await subscriber.woken.wait()
+            yield subscriber
         finally:
             self._subscribers.discard(subscriber)
 
