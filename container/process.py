@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import faulthandler
 import json
 import logging
 import os
@@ -45,6 +46,7 @@ from container.ipc.errors import (
     Unsupported,
 )
 from container.ipc.spawning.tree import become_subreaper as become_subreaper
+from container.notify import Notifier
 from container.storage.paths import Paths
 
 LIFELINE_GRACE = 5
@@ -80,8 +82,19 @@ class Context:
     kept: dict[str, Fd] = field(factory=dict[str, Fd])
     """What the launcher (or systemd's descriptor store) kept for this service, by name. Take out
     what is used; what is left here is closed when the process ends."""
+    idle: float | None = None
+    """Seconds without work after which the service is to end by itself: `open_service(idle=)`."""
     stop_reason: StopReason | None = None
     """Set before `serve` is cancelled."""
+    notifier: Notifier = field(factory=Notifier)
+
+    async def ready(self, status: str = "") -> None:
+        """Say, once, that the service serves now; who starts it may wait for that."""
+        await self.notifier.say({"READY": "1", "STATUS": status})
+
+    async def say(self, status: str) -> None:
+        """Say in one line what the service does; `container system status` shows it."""
+        await self.notifier.say({"STATUS": status})
 
 
 Serve = Callable[[Context], Awaitable[int | None]]
@@ -130,6 +143,8 @@ def run_process(name: str, serve: Serve, argv: Sequence[str] | None = None) -> i
             listener=listener,
             arguments=arguments,
             kept=kept,
+            idle=_idle_seconds(),
+            notifier=Notifier.from_environment(),
             owned=os.environ.get("CONTAINER_OWNED") == "1",
         )
     except ContainerError as error:
@@ -137,6 +152,9 @@ def run_process(name: str, serve: Serve, argv: Sequence[str] | None = None) -> i
     trace = os.environ.get("CONTAINER_TRACE")
     if trace:
         install_trace(trace, name)
+
+    # A process that hangs is ended by SIGABRT, and says on stderr where it hung.
+    faulthandler.enable(2)
 
     import trio
 
@@ -211,11 +229,14 @@ async def _attended(context: Context, serve: Serve, lifeline: socket.socket | No
                 work.cancel()
 
             nursery.start_soon(watch_signals)
+            nursery.start_soon(context.notifier.keep_alive)
             if lifeline is not None:
                 nursery.start_soon(watch_lifeline, lifeline)
             try:
                 with work:
                     status = await serve(context)
+                if context.stop_reason is None:
+                    await context.notifier.say({"STOPPING": "1"})
             finally:
                 nursery.cancel_scope.cancel()
                 if lifeline is not None:
@@ -224,6 +245,14 @@ async def _attended(context: Context, serve: Serve, lifeline: socket.socket | No
 
 
 # --- descriptors ---
+
+
+def _idle_seconds() -> float | None:
+    value = os.environ.pop("CONTAINER_IDLE_SECONDS", "")
+    try:
+        return float(value) if value else None
+    except ValueError:
+        raise InvalidArgument(f"CONTAINER_IDLE_SECONDS is {value!r}, not a number") from None
 
 
 def _take_descriptor(variable: str) -> socket.socket | None:

@@ -36,6 +36,7 @@ async def serve(context: Context) -> None:
         health = HealthService(paths, census=containers.census, started=utc_now())
         at = context.listener or paths.apiserver_socket
         async with open_service(containers, plugins, health, at=at):
+            await context.ready()
             await trio.sleep_forever()
 
 

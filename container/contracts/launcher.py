@@ -19,6 +19,15 @@ class Restart(enum.Enum):
     ALWAYS = "always"
 
 
+class Ready(enum.Enum):
+    """When a started service is ready (systemd's `Type=`)."""
+
+    STARTED = "started"
+    """As soon as its process runs (`exec`)."""
+    NOTIFY = "notify"
+    """When it says `READY=1` on the socket that `NOTIFY_SOCKET` names (`notify`)."""
+
+
 @frozen
 class ServiceUnit:
     """One named service: a listening socket and the process that serves it."""
@@ -46,9 +55,33 @@ class ServiceUnit:
     outlives_launcher: bool = False
     """True for runtime helpers: no lifeline; the helper registers with the next launcher."""
     after: tuple[str, ...] = ()
-    """Stopped before, started after these."""
+    """Stopped before, started after these, if they are started or stopped too."""
     start_at_boot: bool = False
     """Start with the launcher rather than on the first connection."""
+    boot_folder: str | None = None
+    """Relative to the system's root: with it, `start_at_boot` holds if something is in there
+    (systemd's `ConditionDirectoryNotEmpty=`)."""
+    requires: tuple[str, ...] = ()
+    """These are started before, and must be ready; it is stopped before they are."""
+    ready: Ready = Ready.STARTED
+    start_timeout: float = 30.0
+    """Seconds from its start to `READY=1`, after which it has failed."""
+    watchdog: float | None = None
+    """Seconds without `WATCHDOG=1`, once it is ready, after which it is killed and has failed."""
+    idle_timeout: float | None = None
+    """Seconds without work after which the service ends by itself; it is started again on the next
+    connection. Handed to it as `CONTAINER_IDLE_SECONDS`."""
+    open_files: int | None = None
+    """RLIMIT_NOFILE; None: as many as the launcher was started with. Like `core_size` never above
+    the launcher's own hard limit."""
+    core_size: int | None = None
+    """RLIMIT_CORE, in bytes."""
+    oom_score_adjust: int | None = None
+    """-1000 (never killed for want of memory) to 1000 (first)."""
+    nice: int | None = None
+    """-20 (first) to 19 (last)."""
+    log_size: int = 8 * 2**20
+    """Bytes of its log after which that is moved to `<name>.log.1`; looked at once a minute."""
 
 
 class ServiceState(enum.Enum):
@@ -77,6 +110,15 @@ class ServiceStatus:
     restarts: int
     last_exit: int | None
     """Exit code, or 128+n, of the last process."""
+    ready: bool = True
+    """False while a RUNNING service has not said yet that it is ready."""
+    said: str = ""
+    """The service's own word on what it does (`STATUS=`)."""
+    problem: str = ""
+    """Its last failure, with the last lines of its log if it had not become ready."""
+    problem_at: datetime | None = None
+    kept: int = 0
+    """Descriptors that are kept for it."""
 
 
 @frozen
@@ -103,7 +145,8 @@ class Launcher(Contract, name="launcher", version=1):
 
         Raises:
             AlreadyExists: another unit has this name.
-            InvalidArgument: a bad name or path.
+            InvalidArgument: a bad name, path or number; or services would start after each other,
+                and the message names the circle.
         """
         ...
 
@@ -114,13 +157,19 @@ class Launcher(Contract, name="launcher", version=1):
 
     @abstractmethod
     async def start(self, name: str) -> ServiceStatus:
-        """Start a registered service now."""
+        """Start a registered service now, after those that it requires; return once it is ready.
+
+        Raises:
+            NotFound: no service has this name, or one that it requires.
+            Unavailable: it did not start, or was not ready in time; the message has the last lines
+                of its log. It, or a service that it requires.
+        """
         ...
 
     @abstractmethod
     async def stop(self, name: str) -> ServiceStatus:
         """Stop a service: SIGTERM, its stop timeout, SIGKILL. Its socket stays and starts it
-        again."""
+        again. Those that require it are stopped before."""
         ...
 
     @abstractmethod

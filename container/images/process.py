@@ -15,7 +15,9 @@ async def serve(context: Context) -> None:
 
     settings = await trio.to_thread.run_sync(Settings.read)
     service = ImagesService(context.paths.images, settings)
-    async with open_service(service, at=context.listener or context.paths.images_socket):
+    at = context.listener or context.paths.images_socket
+    async with open_service(service, at=at, idle=context.idle):
+        await context.ready()
         await trio.sleep_forever()
 
 

@@ -70,9 +70,10 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
-    async def end(self, timeout: float) -> int:
-        """End the process: SIGTERM, then SIGKILL after `timeout` seconds; return its status."""
-        self.send(signal.SIGTERM)
+    async def end(self, timeout: float, first: int = signal.SIGTERM) -> int:
+        """End the process: SIGTERM, or another first signal, then SIGKILL after `timeout` seconds;
+        return its status."""
+        self.send(first)
         self.send(signal.SIGCONT)
         with trio.move_on_after(timeout):
             return await self.wait()

@@ -129,12 +129,10 @@ def parent(pid: int) -> int:
         return 0
 
 
-def is_below(pid: int, top: int, parent_of: Callable[[int], int] = parent) -> bool:
-    """Whether a process is another one, or has it among its ancestors."""
-    for _ in range(ANCESTORS_BOUND):
-        if pid == top:
-            return True
-        if pid <= 1:
-            return False
+def ancestry(pid: int, parent_of: Callable[[int], int] = parent) -> tuple[int, ...]:
+    """Return a process and those above it, without the first process of the machine."""
+    found: list[int] = []
+    while pid > 1 and len(found) < ANCESTORS_BOUND:
+        found.append(pid)
         pid = parent_of(pid)
-    return False
+    return tuple(found)

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
+from attrs import evolve
 
 from container import __version__
 from container.contracts.launcher import (
     Launcher,
-    ServiceState,
     ServiceStatus,
     ServiceUnit,
     SystemStatus,
@@ -29,6 +29,7 @@ from container.contracts.launcher import (
 from container.ipc import (
     Actor,
     AlreadyExists,
+    ContainerError,
     Fd,
     InvalidArgument,
     InvalidState,
@@ -38,7 +39,11 @@ from container.ipc import (
     current_call,
 )
 from container.launcher.children import Children
-from container.launcher.descriptors import DescriptorStore, is_below, listens
+from container.launcher.dependencies import before, dependents, each, in_order
+from container.launcher.descriptors import DescriptorStore, ancestry, listens
+from container.launcher.limits import raise_open_files
+from container.launcher.logfiles import Logs
+from container.launcher.notifications import SOCKET_NAME, Notification, listen, notify_socket
 from container.launcher.rundir import (
     Inode,
     bind_listener,
@@ -48,7 +53,8 @@ from container.launcher.rundir import (
 )
 from container.launcher.spawner import Spawner, Surroundings
 from container.launcher.supervision import Service
-from container.launcher.units import check_unit, in_order
+from container.launcher.units import check_unit
+from container.process import LOG_BOUND
 from container.storage.paths import Paths
 
 API_SERVER = "apiserver"
@@ -56,9 +62,21 @@ API_SERVER = "apiserver"
 SERVICES_BOUND = 10_000
 ADOPTION_BOUND = 5.0
 """Seconds in which a service that outlived the previous launcher is expected to register."""
+LOGS_SECONDS = 60.0
+"""Between looks at the sizes of logs."""
+UNNAMED = "stored"
+"""The name of a descriptor that came by `FDSTORE=1` without one, as with systemd."""
 ENDING_BOUND = 30.0
 """Seconds for a clean-up without `shutdown`."""
-_OURS = ("LISTEN_", "CONTAINER_LIFELINE_FD", "CONTAINER_OWNED", "CONTAINER_LOG", "NOTIFY_SOCKET")
+_OURS = (
+    "LISTEN_",
+    "WATCHDOG_",
+    "NOTIFY_SOCKET",
+    "CONTAINER_LIFELINE_FD",
+    "CONTAINER_OWNED",
+    "CONTAINER_IDLE_SECONDS",
+    "CONTAINER_LOG",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -103,9 +121,9 @@ class LauncherService(Actor, Launcher):
         self._environment = service_environment(paths, environment, owned=owner is not None)
         self._door = door
         self._preload = preload
+        self._logs = Logs(paths.logs)
         self._caller = caller
         self._services: dict[str, Service] = {}
-        self._descriptors = DescriptorStore()
         self._started = datetime.now(UTC)
         self._closing = False
         self._stop_containers = owner is not None
@@ -121,17 +139,24 @@ class LauncherService(Actor, Launcher):
         """Hold lifeline, zygote and services; stop them at the end, within 30 s."""
         children = Children()
         held, given = socket.socketpair()
-        descriptors = self._descriptors
+        open_files = raise_open_files()
+        self._descriptors = descriptors = DescriptorStore()
         surroundings = Surroundings(
             environment=self._environment,
-            logs=self._paths.logs,
+            logs=self._logs,
             lifeline=given,
             owner=self._owner,
             preload=self._preload,
+            open_files=open_files,
         )
         spawner = Spawner(children, surroundings, descriptors, self._door)
         self._children, self._spawner = children, spawner
-        with held, given, contextlib.closing(descriptors):
+        with (
+            held,
+            given,
+            contextlib.closing(descriptors),
+            notify_socket(self._paths.run / SOCKET_NAME) as self._notifications,
+        ):
             async with spawner.running():
                 try:
                     yield
@@ -152,25 +177,128 @@ class LauncherService(Actor, Launcher):
         """Reap orphans, keep a zygote, and register the units."""
         self.nursery.start_soon(self._children.run, name="orphans")
         self.nursery.start_soon(self._spawner.keep, name="zygote")
+        self.nursery.start_soon(listen, self._notifications, self._hear, name="notifications")
+        self.nursery.start_soon(self._bound_logs, name="logs")
         for unit in self._units:
-            await self.register(unit)
-            if unit.start_at_boot and unit.listen is not None:
-                await self.start(unit.name)
+            await self._register(unit)
+        self.nursery.start_soon(self._boot, name="boot")
+
+    async def _boot(self) -> None:
+        """Start what starts with the launcher; a failure is the service's own to show."""
+        units = [unit for unit in self._units if unit.listen is None or self._at_boot(unit)]
+
+        async def start(name: str) -> None:
+            service = self._services.get(name)
+            try:
+                if service is not None:
+                    await service.start()
+            except ContainerError as error:
+                _log.error("%s", error.message)
+
+        await each(units, start)
+
+    def _at_boot(self, unit: ServiceUnit) -> bool:
+        if not unit.start_at_boot or unit.boot_folder is None:
+            return unit.start_at_boot
+        try:
+            return any((self._paths.root / unit.boot_folder).iterdir())
+        except OSError:
+            return False
 
     async def _stop_all(self) -> None:
-        order = [service.unit for service in self._services.values()]
-        for name in [unit.name for unit in reversed(_ordered(order))]:
+        async def stop(name: str) -> None:
             service = self._services.get(name)
-            if service is None:
-                continue
-            if service.unit.outlives_launcher and not self._stop_containers:
-                continue
-            await service.stop()
+            if service is not None:
+                await service.retire()
+
+        units = [service.unit for service in self._services.values()]
+        if self._stop_containers:
+            # Each ends a container, and needs the other services for that.
+            await each([unit for unit in units if unit.outlives_launcher], stop, backwards=True)
+        await each([unit for unit in units if not unit.outlives_launcher], stop, backwards=True)
+
+    async def _prepare(self, unit: ServiceUnit) -> None:
+        """Start what a unit requires, all at once, and wait for what it comes after.
+
+        Raises:
+            NotFound: it requires what is not there.
+            Unavailable: a required service can't be started; the message has its reason.
+        """
+        problems: list[ContainerError] = []
+
+        async def start(name: str) -> None:
+            try:
+                await self._get(name).start()
+            except ContainerError as error:
+                problems.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for name in unit.requires:
+                nursery.start_soon(start, name)
+            for name in unit.after:
+                if (other := self._services.get(name)) is not None:
+                    nursery.start_soon(other.wait_decided)
+        for problem in problems:
+            kind = NotFound if isinstance(problem, NotFound) else Unavailable
+            raise kind(
+                f'service "{unit.name}" needs another one: {problem.message}', hint=problem.hint
+            )
+
+    async def _bound_logs(self) -> None:
+        while True:
+            # Nothing tells that a file grows but a watch that would wake us at each line of a log.
+            await trio.sleep(LOGS_SECONDS)
+            sizes: dict[str, int] = {"launcher": LOG_BOUND, "zygote": LOG_BOUND}
+            for name, service in self._services.items():
+                kind = name.partition(".")[0]
+                sizes[kind] = max(sizes.get(kind, 0), service.unit.log_size)
+            for name, size in sizes.items():
+                await trio.to_thread.run_sync(self._logs.bound, name, size)
+
+    # --- what services say ---
+
+    def _hear(self, said: Notification) -> None:
+        service = self._sender(said.pid)
+        if service is None:
+            _log.info("process %s said something, and is no service's", said.pid)
+            return
+        fields = said.fields
+        name = fields.get("FDNAME", UNNAMED)
+        if fields.get("FDSTOREREMOVE") == "1":
+            self._descriptors.drop(service.unit.name, name)
+        elif fields.get("FDSTORE") == "1":
+            self._store(service, name, said.descriptors)
+        # BARRIER=1 wants no more than that its descriptor is closed when all before was heard.
+        service.hear(fields)
+
+    def _store(self, service: Service, name: str, descriptors: list[int]) -> None:
+        """Keep what came with a notification; there is nobody to be told of a failure."""
+        while descriptors:
+            with Fd(descriptors.pop(0)) as given:
+                try:
+                    self._keep(service, name, given)
+                except ContainerError as error:
+                    _log.warning("%s: %s", service.unit.name, error.message)
+
+    def _sender(self, pid: int) -> Service | None:
+        """Return the service whose process, or a process below it, has this id."""
+        serving = {
+            service.process.pid: service
+            for service in self._services.values()
+            if service.process is not None
+        }
+        return next((serving[one] for one in ancestry(pid) if one in serving), None)
 
     # --- the contract ---
 
     async def register(self, unit: ServiceUnit) -> str:
         """Bind the unit's socket; see the contract."""
+        path = await self._register(unit)
+        if unit.listen is None:
+            await self._services[unit.name].start()
+        return path
+
+    async def _register(self, unit: ServiceUnit) -> str:
         check_unit(unit)
         async with self.exclusive(unit.name):
             known = self._services.get(unit.name)
@@ -181,6 +309,7 @@ class LauncherService(Actor, Launcher):
                     )
                 return "" if known.path is None else str(known.path)
             self._check_open()
+            self._check_order(unit)
             path = self._path_of(unit)
             listener, inode = None, None
             if path is not None:
@@ -190,9 +319,7 @@ class LauncherService(Actor, Launcher):
                     self._expect(unit, path)
                     return str(path)
                 listener, inode = bind_listener(path)
-            self._add(Service(unit, path, listener, inode, self._spawner))
-        if unit.listen is None:
-            await self._services[unit.name].start()
+            self._add(Service(unit, path, listener, inode, self._spawner, self._prepare))
         return "" if path is None else str(path)
 
     async def remove(self, name: str) -> None:
@@ -201,10 +328,9 @@ class LauncherService(Actor, Launcher):
             service = self._services.get(name)
             if service is None:
                 await trio.lowlevel.checkpoint()
+                self._descriptors.drop(name)
                 return
-            await service.stop()
-            service.supervision.cancel()
-            await service.ended.wait()
+            await service.retire()
             service.close()
             self._descriptors.drop(name)
             del self._services[name]
@@ -214,14 +340,21 @@ class LauncherService(Actor, Launcher):
         self._check_open()
         service = self._get(name)
         await service.start()
-        return service.status()
+        return self._status(service)
 
     async def stop(self, name: str) -> ServiceStatus:
         """Stop a service; see the contract."""
-        service = self._get(name)
-        async with self.exclusive(name):
-            await service.stop()
-        return service.status()
+        self._get(name)
+        units = dependents(name, [service.unit for service in self._services.values()])
+
+        async def stop(one: str) -> None:
+            async with self.exclusive(one):
+                service = self._services.get(one)
+                if service is not None:
+                    await service.stop()
+
+        await each([*units, self._get(name).unit], stop, backwards=True)
+        return self._status(self._get(name))
 
     async def adopt(self, unit: ServiceUnit, socket: Fd) -> None:
         """Register the caller, which outlived the previous launcher; see the contract."""
@@ -254,9 +387,8 @@ class LauncherService(Actor, Launcher):
             except ProcessLookupError:
                 listener.close()
                 raise InvalidState(f"process {pid} is gone") from None
-            service = Service(unit, path, listener, inode, self._spawner)
-            service.process = process
-            service.state = ServiceState.RUNNING
+            service = Service(unit, path, listener, inode, self._spawner, self._prepare)
+            service.adopt(process)
             self._add(service)
             _log.info("%s was adopted with process %s", unit.name, pid)
 
@@ -265,11 +397,7 @@ class LauncherService(Actor, Launcher):
         await trio.lowlevel.checkpoint()
         found = self._get(service)
         self._check_keeper(found)
-        if found.path is None and listens(descriptor.fileno()):
-            raise InvalidArgument(
-                f'"{service}" has no socket of its own, and would take this one for it'
-            )
-        self._descriptors.keep(service, name, descriptor)
+        self._keep(found, name, descriptor)
 
     async def drop(self, service: str, name: str) -> None:
         """Close what is kept for a service; see the contract."""
@@ -293,7 +421,7 @@ class LauncherService(Actor, Launcher):
             root=str(self._paths.root),
             run=str(self._paths.run),
             started=self._started,
-            services=tuple(service.status() for _, service in sorted(self._services.items())),
+            services=tuple(self._status(one) for _, one in sorted(self._services.items())),
         )
 
     async def shutdown(self, stop_containers: bool = False) -> None:
@@ -306,11 +434,22 @@ class LauncherService(Actor, Launcher):
 
     # --- inside ---
 
+    def _keep(self, service: Service, name: str, given: Fd) -> None:
+        if service.path is None and listens(given.fileno()):
+            raise InvalidArgument(
+                f'"{service.unit.name}" has no socket of its own, and would take this one for it'
+            )
+        self._descriptors.keep(service.unit.name, name, given)
+
+    def _status(self, service: Service) -> ServiceStatus:
+        return evolve(service.status(), kept=len(self._descriptors.names(service.unit.name)))
+
     def _check_keeper(self, service: Service) -> None:
         """Refuse a call of a process that neither serves this service nor is the API server."""
         caller = self._caller()
+        above = ancestry(caller)
         for one in (service, self._services.get(API_SERVER)):
-            if one is not None and one.process is not None and is_below(caller, one.process.pid):
+            if one is not None and one.process is not None and one.process.pid in above:
                 return
         name = service.unit.name
         raise PermissionDenied(
@@ -328,7 +467,7 @@ class LauncherService(Actor, Launcher):
         self.nursery.start_soon(service.run, name=f"service {service.unit.name}")
 
     def _expect(self, unit: ServiceUnit, path: Path) -> None:
-        service = Service(unit, path, None, None, self._spawner)
+        service = Service(unit, path, None, None, self._spawner, self._prepare)
         self._add(service)
 
         async def take_over() -> None:
@@ -361,6 +500,10 @@ class LauncherService(Actor, Launcher):
         if len(self._services) >= SERVICES_BOUND:
             raise Unavailable(f"there are {SERVICES_BOUND} services already")
 
+    def _check_order(self, unit: ServiceUnit) -> None:
+        if before(unit):
+            in_order([*(service.unit for service in self._services.values()), unit])
+
     def _path_of(self, unit: ServiceUnit) -> Path | None:
         if unit.listen is None:
             return None
@@ -370,15 +513,6 @@ class LauncherService(Actor, Launcher):
             if other.path == path and other.unit.name != unit.name:
                 raise AlreadyExists(f'the socket {path} belongs to service "{other.unit.name}"')
         return path
-
-
-def _ordered(units: list[ServiceUnit]) -> tuple[ServiceUnit, ...]:
-    """Return units by `after`; services that outlive the launcher last, so that they end first."""
-    try:
-        ordered = in_order(units)
-    except InvalidArgument:
-        ordered = tuple(units)  # registered at run time in a circle: any order is as good
-    return tuple(sorted(ordered, key=lambda unit: unit.outlives_launcher))
 
 
 def _listening(given: Fd, path: Path) -> socket.socket:
@@ -406,6 +540,7 @@ def service_environment(
     kept = {name: value for name, value in source.items() if not name.startswith(_OURS)}
     kept.update(paths.environment())
     kept["CONTAINER_LOG"] = "-"
+    kept["NOTIFY_SOCKET"] = str(paths.run / SOCKET_NAME)
     if "CONTAINER_LOG_LEVEL" in source:
         kept["CONTAINER_LOG_LEVEL"] = source["CONTAINER_LOG_LEVEL"]
     if owned:

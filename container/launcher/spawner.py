@@ -12,7 +12,6 @@ import signal
 import socket
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import trio
 from attrs import define, field, frozen
@@ -23,7 +22,8 @@ from container.ipc.spawning.asking import FORK_BOUND, ZygoteLink, start_zygote
 from container.ipc.spawning.requests import Fork
 from container.launcher.children import Children, Process
 from container.launcher.descriptors import DescriptorStore
-from container.process import open_log
+from container.launcher.limits import limit
+from container.launcher.logfiles import Logs
 
 
 @frozen
@@ -31,12 +31,14 @@ class Surroundings:
     """What every process of this launcher gets."""
 
     environment: Mapping[str, str]
-    logs: Path
+    logs: Logs
     lifeline: socket.socket
     """Closed at its other end when the launcher dies."""
     owner: socket.socket | None = None
     """In a private system: closed at its other end when the owner dies."""
     preload: bool = True
+    open_files: int = 1024
+    """RLIMIT_NOFILE of a service whose unit does not say."""
 
 
 @define(eq=False)
@@ -95,8 +97,7 @@ class Spawner:
         Raises:
             Unavailable: it can't be started.
         """
-        log_name = unit.name.partition(".")[0]
-        log = open_log(self.surroundings.logs / f"{log_name}.log")
+        log = self.surroundings.logs.open(unit.name)
         gate_out, gate_in = os.pipe2(os.O_CLOEXEC)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -104,7 +105,7 @@ class Spawner:
                 given = [] if listener is None else [(unit.name, listener.fileno())]
                 given += kept.items()
                 descriptors = [null, log, log, gate_out, *(fd for _, fd in given)]
-                environment = {**self.surroundings.environment, **unit.environment}
+                environment = self._environment(unit)
                 if given:
                     environment["LISTEN_FDS"] = str(len(given))
                     environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in given)
@@ -122,6 +123,7 @@ class Spawner:
                     pid_variable="LISTEN_PID" if given else None,
                 )
                 process = await self._fork(request, descriptors)
+            limit(unit, process.pid, self.surroundings.open_files)
             os.write(gate_in, b"g")
         except trio.TooSlowError:
             self._drop()
@@ -130,6 +132,14 @@ class Spawner:
             for fd in (null, log, gate_out, gate_in):
                 os.close(fd)
         return process
+
+    def _environment(self, unit: ServiceUnit) -> dict[str, str]:
+        environment = {**self.surroundings.environment, **unit.environment}
+        if unit.watchdog is not None:
+            environment["WATCHDOG_USEC"] = str(int(unit.watchdog * 1e6))
+        if unit.idle_timeout is not None:
+            environment["CONTAINER_IDLE_SECONDS"] = str(unit.idle_timeout)
+        return environment
 
     async def _fork(self, request: Fork, descriptors: list[int]) -> Process:
         with trio.fail_after(FORK_BOUND):
@@ -153,7 +163,7 @@ class Spawner:
             self._process.close()
             self._process = None
         with self.children.forking():
-            log = open_log(self.surroundings.logs / "zygote.log")
+            log = self.surroundings.logs.open("zygote")
             try:
                 arguments = [] if self.door is None else ["--door"]
                 if not self.surroundings.preload:

@@ -3,15 +3,26 @@
 ```toml
 [Unit]
 Description = "Images: store, registry transport, snapshots"
-After = ["images"]
+After = ["other"]
+Requires = ["another"]
+ConditionDirectoryNotEmpty = "below-the-root"
 
 [Service]
 ExecStart = ["container-images"]
 Entry = "container.images.process:main"
+Type = "notify"
 Restart = "on-failure"
 RestartSec = 0.1
 StartLimitBurst = 5
+TimeoutStartSec = 30.0
 TimeoutStopSec = 10.0
+WatchdogSec = 30.0
+IdleTimeoutSec = 300.0
+LimitNOFILE = 4096
+LimitCORE = 0
+OOMScoreAdjust = 100
+Nice = 5
+LogSizeMax = 8388608
 Environment = { NAME = "value" }
 StartAtBoot = false
 
@@ -20,14 +31,16 @@ ListenStream = "images.sock"
 ```
 
 Parsing is strict: an unknown section or key is an error that names the file and the key, since
-an option that is silently dropped is worse than none. `Entry` and `StartAtBoot` are ours; durations
-are seconds. The name of the unit is the file's name without `.toml`.
+an option that is silently dropped is worse than none. `Entry`, `StartAtBoot`, `IdleTimeoutSec` and
+`LogSizeMax` are ours; `Type` is `exec` or `notify`; durations are seconds.
+The name of the unit is the file's name without `.toml`.
 
 Source: systemd.unit(5), systemd.service(5), systemd.socket(5).
 """
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import tomllib
@@ -35,8 +48,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from container.contracts.launcher import Restart, ServiceUnit
+from container.contracts.launcher import Ready, Restart, ServiceUnit
 from container.ipc import InvalidArgument
+from container.launcher.dependencies import before, in_order
 
 UNITS = Path(__file__).parent / "units"
 """The shipped unit files."""
@@ -44,7 +58,9 @@ UNITS = Path(__file__).parent / "units"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _ENTRY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_RESERVED = frozenset({"launcher.sock", "cli.sock", "launcher.lock", "starting.lock"})
+_RESERVED = frozenset(
+    {"launcher.sock", "cli.sock", "launcher.lock", "starting.lock", "notify.sock"}
+)
 
 
 def load_units(folder: Path = UNITS) -> tuple[ServiceUnit, ...]:
@@ -56,10 +72,11 @@ def load_units(folder: Path = UNITS) -> tuple[ServiceUnit, ...]:
     units = [parse_unit(path.read_text(), path) for path in sorted(folder.glob("*.toml"))]
     known = {unit.name for unit in units}
     for unit in units:
-        for other in unit.after:
+        for other in before(unit):
             if other not in known:
+                key = "Requires" if other in unit.requires else "After"
                 raise InvalidArgument(
-                    f'{folder / unit.name}.toml: After names "{other}", and there is no such unit'
+                    f'{folder / unit.name}.toml: {key} names "{other}", and there is no such unit'
                 )
     return in_order(units)
 
@@ -138,39 +155,26 @@ def check_unit(unit: ServiceUnit) -> None:
             raise InvalidArgument(
                 f'"{variable}" of service "{unit.name}" can\'t be an environment variable'
             )
-    if not (0 <= unit.restart_delay <= 3600 and 0 <= unit.stop_timeout <= 3600):
-        raise InvalidArgument(f'the times of service "{unit.name}" must be between 0 and 3600 s')
-    if not 1 <= unit.restart_limit <= 1000:
+    for value, low, high, what in (
+        (unit.restart_delay, 0, 3600, "delay of a restart"),
+        (unit.stop_timeout, 0, 3600, "time for a stop"),
+        (unit.start_timeout, 0.01, 3600, "time for a start"),
+        (unit.watchdog, 0.1, 3600, "watchdog's time"),
+        (unit.idle_timeout, 1, math.inf, "idle time"),
+        (unit.restart_limit, 1, 1000, "restart limit"),
+        (unit.open_files, 16, 2**30, "limit of open files"),
+        (unit.core_size, 0, math.inf, "size of a core"),
+        (unit.oom_score_adjust, -1000, 1000, "OOM score"),
+        (unit.nice, -20, 19, "niceness"),
+        (unit.log_size, 4096, math.inf, "size of the log"),
+    ):
+        if value is not None and not low <= value <= high:
+            bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise InvalidArgument(f'the {what} of service "{unit.name}" must be {bounds}')
+    if unit.watchdog is not None and unit.ready is not Ready.NOTIFY:
         raise InvalidArgument(
-            f'the restart limit of service "{unit.name}" must be between 1 and 1000'
+            f'service "{unit.name}" has a watchdog, so it must say when it is ready too'
         )
-
-
-def in_order(units: list[ServiceUnit]) -> tuple[ServiceUnit, ...]:
-    """Return units so that each comes after those that its `after` names, else in the given order.
-
-    Names that are not among them do not count.
-
-    Raises:
-        InvalidArgument: they wait for each other; the message names the circle.
-    """
-    by_name = {unit.name: unit for unit in units}
-    done: dict[str, ServiceUnit] = {}
-
-    def place(unit: ServiceUnit, path: tuple[str, ...]) -> None:
-        if unit.name in path:
-            circle = " → ".join((*path[path.index(unit.name) :], unit.name))
-            raise InvalidArgument(f"units start after each other: {circle}")
-        if unit.name in done:
-            return
-        for name in unit.after:
-            if name in by_name:
-                place(by_name[name], (*path, unit.name))
-        done[unit.name] = unit
-
-    for unit in units:
-        place(unit, ())
-    return tuple(done.values())
 
 
 # --- values ---
@@ -215,6 +219,13 @@ def _variables(value: object) -> dict[str, str]:
     return {name: _text(text) for name, text in cast("dict[str, object]", value).items()}
 
 
+def _ready(value: object) -> Ready:
+    kinds = {"exec": Ready.STARTED, "notify": Ready.NOTIFY}
+    if _text(value) not in kinds:
+        raise ValueError(f"must be one of {', '.join(kinds)}")
+    return kinds[_text(value)]
+
+
 def _restart(value: object) -> Restart:
     try:
         return Restart(_text(value))
@@ -223,7 +234,12 @@ def _restart(value: object) -> Restart:
 
 
 _KEYS: dict[str, dict[str, tuple[str, Callable[[object], Any]]]] = {
-    "Unit": {"Description": ("description", _text), "After": ("after", _words)},
+    "Unit": {
+        "Description": ("description", _text),
+        "After": ("after", _words),
+        "Requires": ("requires", _words),
+        "ConditionDirectoryNotEmpty": ("boot_folder", _text),
+    },
     "Service": {
         "ExecStart": ("command", _words),
         "Entry": ("entry", _text),
@@ -233,6 +249,15 @@ _KEYS: dict[str, dict[str, tuple[str, Callable[[object], Any]]]] = {
         "TimeoutStopSec": ("stop_timeout", _seconds),
         "Environment": ("environment", _variables),
         "StartAtBoot": ("start_at_boot", _truth),
+        "Type": ("ready", _ready),
+        "TimeoutStartSec": ("start_timeout", _seconds),
+        "WatchdogSec": ("watchdog", _seconds),
+        "IdleTimeoutSec": ("idle_timeout", _seconds),
+        "LimitNOFILE": ("open_files", _count),
+        "LimitCORE": ("core_size", _count),
+        "OOMScoreAdjust": ("oom_score_adjust", _count),
+        "Nice": ("nice", _count),
+        "LogSizeMax": ("log_size", _count),
     },
     "Socket": {"ListenStream": ("listen", _text)},
 }

@@ -67,9 +67,45 @@ def bare() -> int:
                 connection.sendall(json.dumps(facts(listener)).encode())
 
 
+def telling() -> int:
+    """Say the datagrams that `SAY` has, one after the other, and live on; nothing else."""
+    to = os.environ["NOTIFY_SOCKET"]
+    print("about to say something", file=sys.stderr, flush=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        for text in json.loads(os.environ["SAY"]):
+            if isinstance(text, str):
+                sock.sendto(text.encode(), to)
+            else:
+                time.sleep(text)
+    if "STATUS" in os.environ:
+        return int(os.environ["STATUS"])
+    while True:
+        time.sleep(60)
+
+
 def failing() -> int:
     """Fail at once."""
     return 3
+
+
+def idle() -> int:
+    """Serve a contract until it is idle."""
+    from container.process import run_process
+
+    return run_process("container-idle", _serve_idle)
+
+
+async def _serve_idle(context: Any) -> None:
+    import trio
+
+    from container.contracts.launcher import Launcher
+    from container.ipc import open_service
+    from container.testing.launcher import InProcessLauncher, as_it_is
+
+    service: Launcher = InProcessLauncher(context.paths, as_it_is)  # type: ignore[arg-type]
+    async with open_service(service, at=context.listener, idle=context.idle):
+        await context.ready()
+        await trio.sleep_forever()
 
 
 def proper() -> int:
@@ -77,7 +113,8 @@ def proper() -> int:
 
     Lines that it knows: `adopt NAME SOCKET` registers it with the launcher that is there now;
     `keep SERVICE NAME TEXT` has the launcher keep a pipe that hung up after the text; `drop SERVICE
-    NAME`; `kept` tells what it was started with; `orphan PID` asks how an orphan ended.
+    NAME`; `kept` tells what it was started with; `orphan PID` asks how an orphan ended; `block`
+    blocks its event loop.
     """
     from container.process import run_process
 
@@ -110,7 +147,17 @@ async def _orphan(_: Any, launcher: Any, pid: str) -> int | None:
     return await launcher.orphan(int(pid))
 
 
-_COMMANDS: dict[str, Any] = {"keep": _keep, "drop": _drop, "kept": _kept, "orphan": _orphan}
+async def _block(_: Any, __: Any) -> None:
+    time.sleep(60)  # noqa: ASYNC251
+
+
+_COMMANDS: dict[str, Any] = {
+    "keep": _keep,
+    "drop": _drop,
+    "kept": _kept,
+    "orphan": _orphan,
+    "block": _block,
+}
 
 
 async def _serve(context: Any) -> None:
@@ -142,6 +189,7 @@ async def _serve(context: Any) -> None:
             await stream.send_all(json.dumps(answer).encode() + b"\n")
 
     try:
+        await context.ready("serving")
         if context.listener is None:
             await trio.sleep_forever()
         async with trio.open_nursery() as nursery:

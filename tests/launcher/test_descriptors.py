@@ -15,7 +15,7 @@ from attrs import evolve
 from container.contracts.launcher import Restart
 from container.ipc import Fd, InvalidArgument, NotFound, Overloaded, PermissionDenied
 from container.launcher import descriptors
-from container.launcher.descriptors import SERVICE_BOUND, DescriptorStore, is_below
+from container.launcher.descriptors import SERVICE_BOUND, DescriptorStore, ancestry
 from container.storage.paths import Paths
 
 from .conftest import System, ask, running, unit, until
@@ -93,15 +93,11 @@ def test_a_name_that_can_t_be_passed_on_is_refused(store: DescriptorStore, name:
     assert store.names("one") == ()
 
 
-def test_a_process_is_below_itself_and_its_ancestors_alone() -> None:
-    parents = {5: 4, 4: 3, 3: 1, 9: 1}
-    parent_of = lambda pid: parents.get(pid, 0)  # noqa: E731
-    assert is_below(5, 5, parent_of)
-    assert is_below(5, 3, parent_of)
-    assert not is_below(3, 5, parent_of)
-    assert not is_below(5, 9, parent_of)
-    assert is_below(os.getpid(), os.getppid())
-    assert not is_below(os.getppid(), os.getpid())
+def test_the_ancestry_ends_below_the_first_process_and_by_a_bound() -> None:
+    parents = {5: 4, 4: 3, 3: 1}
+    assert ancestry(5, lambda pid: parents.get(pid, 0)) == (5, 4, 3)
+    assert len(ancestry(5, lambda pid: pid)) == descriptors.ANCESTORS_BOUND
+    assert ancestry(os.getpid())[:2] == (os.getpid(), os.getppid())
     assert descriptors.parent(2**30) == 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,6 +19,7 @@ from attrs import define, field
 
 from container.contracts.launcher import Restart, ServiceState, ServiceUnit
 from container.ipc import Unavailable
+from container.launcher.logfiles import Logs
 from container.launcher.spawner import Spawner
 from container.launcher.supervision import Service
 
@@ -41,9 +44,9 @@ class FakeProcess:
         self.gone.set()
         return self.status
 
-    async def end(self, timeout: float) -> int:
+    async def end(self, timeout: float, first: int = signal.SIGTERM) -> int:
         await trio.lowlevel.checkpoint()
-        self.status = 143
+        self.status = 128 + first
         self.gone.set()
         return self.status
 
@@ -60,6 +63,10 @@ class FakeSpawner:
     """Take the connection that a process was started for."""
     starts: list[float] = field(factory=list[float])
     made: list[FakeProcess] = field(factory=list[FakeProcess])
+    surroundings: SimpleNamespace = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.surroundings = SimpleNamespace(logs=Logs(Path(tempfile.gettempdir()) / "no-logs"))
 
     async def spawn(self, unit: ServiceUnit, listener: socket.socket | None) -> FakeProcess:
         await trio.lowlevel.checkpoint()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from container.contracts.launcher import Restart
+from container.contracts.launcher import Ready, Restart
 from container.ipc import InvalidArgument
 from container.launcher.units import load_units, parse_unit
 
@@ -14,8 +14,19 @@ WHOLE = """
 [Unit]
 Description = "All of it"
 After = ["other"]
+Requires = ["another"]
+ConditionDirectoryNotEmpty = "folder"
 
 [Service]
+Type = "notify"
+TimeoutStartSec = 4
+WatchdogSec = 5
+IdleTimeoutSec = 6
+LimitNOFILE = 64
+LimitCORE = 0
+OOMScoreAdjust = -5
+Nice = 3
+LogSizeMax = 5000
 ExecStart = "program --option 'two words'"
 Entry = "package.module:main"
 Restart = "always"
@@ -42,6 +53,10 @@ def test_every_key_arrives_in_the_unit() -> None:
     assert unit.environment == {"NAME": "value"}
     assert unit.start_at_boot
     assert unit.listen == "folder/x.sock"
+    assert (unit.requires, unit.boot_folder, unit.ready) == (("another",), "folder", Ready.NOTIFY)
+    assert (unit.start_timeout, unit.watchdog, unit.idle_timeout) == (4.0, 5.0, 6.0)
+    assert (unit.open_files, unit.core_size, unit.oom_score_adjust, unit.nice) == (64, 0, -5, 3)
+    assert unit.log_size == 5000
 
 
 @pytest.mark.parametrize(
@@ -64,6 +79,10 @@ def test_every_key_arrives_in_the_unit() -> None:
         ("[Service]\nExecStart='a'\n[Socket]\nListenStream='/x'", "not a path below"),
         ("[Service]\nExecStart='a'\nRestartSec=-1", "between 0 and 3600"),
         ("[Service]\nExecStart='a'\nStartLimitBurst=0", "between 1 and 1000"),
+        ("[Service]\nExecStart='a'\nType='simple'", r"Type in \[Service\] must be one of exec"),
+        ("[Service]\nExecStart='a'\nWatchdogSec=5", "must say when it is ready too"),
+        ("[Service]\nExecStart='a'\nIdleTimeoutSec=0", "idle time .* must be at least 1"),
+        ("[Service]\nExecStart='a'\nNice=20", "niceness .* between -20 and 19"),
         ("[Service]\nExecStart='a'\nEnvironment={'A B'='1'}", "can't be an environment variable"),
     ],
 )
@@ -79,6 +98,9 @@ def test_units_come_after_those_that_they_name(tmp_path: Path) -> None:
         )
     assert [unit.name for unit in load_units(tmp_path)] == ["b", "c", "a"]
     (tmp_path / "b.toml").write_text("[Unit]\nAfter = ['a']\n[Service]\nExecStart = 'x'\n")
+    with pytest.raises(InvalidArgument, match="a → c → b → a"):
+        load_units(tmp_path)
+    (tmp_path / "b.toml").write_text("[Unit]\nRequires = ['a']\n[Service]\nExecStart = 'x'\n")
     with pytest.raises(InvalidArgument, match="a → c → b → a"):
         load_units(tmp_path)
     (tmp_path / "b.toml").write_text("[Unit]\nAfter = ['z']\n[Service]\nExecStart = 'x'\n")
