@@ -18,7 +18,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any
+    from typing import Any, NoReturn
 
 # Numbers of Linux on all architectures but MIPS, HPPA and SPARC, where the front falls back.
 SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM = 1, 2, 3, 9, 10, 12, 15
@@ -30,23 +30,44 @@ LOST = 125
 _SO_PEERCRED, _SCM_RIGHTS, _MSG_CMSG_CLOEXEC, _MSG_NOSIGNAL = 17, 1, 0x40000000, 0x4000
 
 
+def script() -> NoReturn:
+    """Be the console script (`bin/container`, which starts the interpreter without `site`)."""
+    status = _hand_on()
+    if status is not None:
+        # All was written elsewhere: nobody waits for what an interpreter does at its end.
+        os._exit(status)
+    if sys.flags.no_site and "site" not in sys.modules:
+        import site
+
+        site.main()
+    sys.exit(_run_here())
+
+
 def main() -> int:
     """Run the command line and return its exit status."""
+    status = _hand_on()
+    return _run_here() if status is None else status
+
+
+def _run_here() -> int:
     if sys.argv[1:] == ["--version"]:
         from container import __version__
 
         print(f"container {__version__}")
         return 0
-    if not os.environ.get("CONTAINER_NO_FRONT"):
-        try:
-            status = _ask()
-        except KeyboardInterrupt:  # before our handlers were there
-            return 128 + SIGINT
-        if status is not None:
-            return status
     from container.cli.main import main as run
 
     return run()
+
+
+def _hand_on() -> int | None:
+    """Return how the command ended elsewhere; None if it is to be run here."""
+    if sys.argv[1:] == ["--version"] or os.environ.get("CONTAINER_NO_FRONT"):
+        return None
+    try:
+        return _ask()
+    except KeyboardInterrupt:  # before our handlers were there
+        return 128 + SIGINT
 
 
 def door_path() -> str:

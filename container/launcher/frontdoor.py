@@ -34,13 +34,13 @@ def key() -> bytes:
     """Return what must be equal at both ends: version, place and time of the code, interpreter."""
     import container
 
-    place = container.__file__ or ""
+    place = os.path.realpath(container.__file__ or "")
     try:
         changed = os.stat(place).st_mtime_ns
     except OSError:
         changed = 0
     encoding = sys.getfilesystemencoding()
-    parts = (container.__version__, place, changed, sys.hexversion, sys.prefix, encoding)
+    parts = (container.__version__, place, changed, sys.hexversion, encoding)
     return "\n".join(map(str, parts)).encode("utf-8", "surrogateescape")
 
 
