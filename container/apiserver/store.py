@@ -34,7 +34,7 @@ from container.contracts.stored import (
     read_container,
 )
 from container.ipc import DataLoss
-from container.storage.durable import make_folder, sync_folder
+from container.storage.durable import make_folder, sweep_temporary, sync_folder
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class ContainerStore:
 
     def _read(self, container_id: str) -> Container:
         folder = self._folder / container_id
+        sweep_temporary(folder)
         container = read_container(folder)
         if os.path.lexists(folder / STARTED):
             return evolve(container, status=ContainerStatus.RUNNING)

@@ -45,7 +45,7 @@ from container.ipc import ContainerError, DataLoss, Unavailable
 from container.ipc.sections import Sections
 from container.storage.blobs import Blobs, space_errors
 from container.storage.documents import is_aside
-from container.storage.durable import make_folder
+from container.storage.durable import make_folder, sweep_temporary
 from container.storage.locks import FileLock, try_lock
 from container.storage.settings import Settings
 from container.storage.stored_images import (
@@ -148,6 +148,7 @@ class Store:
             )
         try:
             self.blobs.make_folders()
+            sweep_temporary(self.folder)
             for entry in os.scandir(self.ingest):
                 remove_tree(Path(entry.path))
             self.snapshots.load()

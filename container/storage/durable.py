@@ -14,10 +14,12 @@ import os
 import tempfile
 from pathlib import Path
 
+_TEMPORARY = ".writing"
+
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace a file atomically and durably. At failure the old content stays."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(_TEMPORARY, f".{path.name}.", path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -29,6 +31,18 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_temporary(name: str) -> bool:
+    """Say whether a file has the name of one that `write_bytes` was writing."""
+    return name.startswith(".") and name.endswith(_TEMPORARY)
+
+
+def sweep_temporary(folder: Path) -> None:
+    """Remove what writers have left that were killed; nobody may write in the folder meanwhile."""
+    for name in os.listdir(folder):
+        if is_temporary(name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ ENTRIES = (
     Entry("start", f"{HERE}.start:command", "Start the system, if it is not up."),
     Entry("stop", f"{HERE}.stop:command", "Stop the system."),
     Entry("status", f"{HERE}.status:command", "Show the system and its services."),
+    Entry("check", f"{HERE}.check:command", "Compare what is on disk with what is there."),
     Entry("version", f"{HERE}.version:command", "Show the versions here and of what runs."),
 )
 
