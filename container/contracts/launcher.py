@@ -131,6 +131,8 @@ class SystemStatus:
     run: str
     started: datetime
     services: tuple[ServiceStatus, ...]
+    supervisor: str = ""
+    """`systemd`, if that starts the named services, so that only the others are `services`."""
 
 
 class Launcher(Contract, name="launcher", version=1):
@@ -191,7 +193,7 @@ class Launcher(Contract, name="launcher", version=1):
 
         Args:
             service: A registered service.
-            name: 1 to 255 printable ASCII characters without a colon; not the service's own name,
+            name: 1 to 128 printable ASCII characters without a colon; not the service's own name,
                 which is its listening socket's.
             descriptor: Anything that is open.
 

@@ -28,6 +28,18 @@ STARTING_BOUND = 60.0
 LOG_LINES = 5
 WORD_BOUND = 64 * 1024
 _ABOVE = 16
+_OTHERS = (
+    "CONTAINER_LIFELINE_FD",
+    "CONTAINER_OWNED",
+    "CONTAINER_IDLE_SECONDS",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+)
+"""Variables that were meant for the process that starts a launcher."""
 
 
 async def ensure_running(paths: Paths) -> bool:
@@ -142,7 +154,7 @@ def _spawn(paths: Paths, ready: int, owner: socket.socket | None) -> int:
             actions.append((os.POSIX_SPAWN_DUP2, opened[2], 4))
             arguments += ["--owner-fd", "4"]
         environment = {**os.environ, **paths.environment(), "CONTAINER_LOG": "-"}
-        for name in ("CONTAINER_LIFELINE_FD", "CONTAINER_OWNED", "LISTEN_PID", "LISTEN_FDS"):
+        for name in _OTHERS:
             environment.pop(name, None)
         return os.posix_spawn(
             sys.executable,

@@ -30,7 +30,8 @@ SERVICE_BOUND = min(64, DESCRIPTOR_BOUND - OTHERS)
 """Descriptors of one service."""
 BOUND = 8192
 """Descriptors in all; never more than half of what this process may open."""
-NAME_BOUND = 255
+NAME_BOUND = 128
+"""Characters: with the service's name before it, it is a name in systemd's store, of 255."""
 ANCESTORS_BOUND = 64
 
 

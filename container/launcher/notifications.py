@@ -15,13 +15,13 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 
 import trio
 from attrs import frozen
 
-from container.ipc import Unavailable
+from container.ipc import ContainerError, Fd, Unavailable
 
 SOCKET_NAME = "notify.sock"
 MESSAGE_BOUND = 4096
@@ -40,8 +40,8 @@ class Notification:
     pid: int
     """Of its sender, by the kernel's word."""
     fields: dict[str, str]
-    descriptors: list[int]
-    """Owned by whoever takes them out; what is left is closed."""
+    descriptors: list[Fd]
+    """Closed when it was heard, if they were not taken."""
 
 
 @contextlib.contextmanager
@@ -65,8 +65,11 @@ def notify_socket(path: Path) -> Generator[socket.socket]:
             path.unlink(missing_ok=True)
 
 
-async def listen(sock: socket.socket, hear: Callable[[Notification], None]) -> None:
-    """Hear each datagram, until cancelled. A bad one is told in the log and changes nothing."""
+async def listen(sock: socket.socket, hear: Callable[[Notification], Awaitable[None]]) -> None:
+    """Hear each datagram, one after the other, until cancelled.
+
+    A bad one is told in the log and changes nothing.
+    """
     while True:
         await trio.lowlevel.wait_readable(sock)
         try:
@@ -80,12 +83,14 @@ async def listen(sock: socket.socket, hear: Callable[[Notification], None]) -> N
         if notification is None:
             continue
         try:
-            hear(notification)
+            await hear(notification)
+        except ContainerError as error:
+            _log.warning("process %s: %s", notification.pid, error.message)
         except Exception:
             _log.exception("a notification of process %s failed", notification.pid)
         finally:
             for fd in notification.descriptors:
-                os.close(fd)
+                fd.close()
 
 
 def receive(sock: socket.socket) -> Notification | None:
@@ -108,7 +113,7 @@ def receive(sock: socket.socket) -> Notification | None:
         for fd in descriptors:
             os.close(fd)
         return None
-    return Notification(pid, parse(data), descriptors)
+    return Notification(pid, parse(data), [Fd(fd) for fd in descriptors])
 
 
 def parse(data: bytes) -> dict[str, str]:

@@ -25,6 +25,7 @@ from container.process import Context, become_subreaper, run_process
 
 if TYPE_CHECKING:
     from container.ipc.server import Server
+    from container.launcher.rundir import Inode
     from container.launcher.service import LauncherService
     from container.storage.locks import FileLock
     from container.storage.paths import Paths
@@ -42,6 +43,7 @@ class Options:
     owner: int | None = None
     ready: int | None = None
     units: Path | None = None
+    systemd: bool = False
 
     def tell(self, word: dict[str, object]) -> None:
         """Tell who started this launcher how that went, once.
@@ -65,53 +67,97 @@ async def serve(context: Context) -> None:
 
     --owner-fd N (a socket) makes the system private: the end of file on it stops the system and its
     containers. --ready-fd N (a pipe) is told in JSON that the launcher is up, or why it is not.
-    --units FOLDER has other unit files.
+    --units FOLDER has other unit files. --systemd: systemd starts this process and the named
+    services, has handed over the launcher's sockets, and keeps descriptors for it.
     """
     options = _options(context.arguments)
     try:
-        await _launch(context.paths, options)
+        await _launch(context, options)
     except ContainerError as error:
         options.tell({"code": error.code.value, "message": error.message, "hint": error.hint})
         raise
 
 
-async def _launch(paths: Paths, options: Options) -> None:
-    from container.launcher.rundir import bind_listener, make_root, prepare_run_directory
+async def _launch(context: Context, options: Options) -> None:
+    from container.launcher.rundir import make_root, prepare_run_directory
     from container.launcher.service import LauncherService
     from container.launcher.units import UNITS, load_units
 
-    units = load_units(options.units or UNITS)
+    paths = context.paths
+    units = () if options.systemd else load_units(options.units or UNITS)
     prepare_run_directory(paths.run)
     make_root(paths.root)
     # Not given up before the process is gone: who waits for the lock waits for all of it.
-    (await _sole(paths)).keep()
+    (await _sole(paths, activated=options.systemd)).keep()
     with contextlib.ExitStack() as sockets:
         become_subreaper()
         owner = None if options.owner is None else sockets.enter_context(_taken(options.owner))
-        listener, inode = bind_listener(paths.launcher_socket)
-        sockets.enter_context(listener)
-        door, door_inode = bind_listener(paths.cli_socket)
-        sockets.enter_context(door)
+        if options.systemd:
+            listener, door = (sockets.enter_context(one) for one in _activated(context))
+            own: dict[Path, Inode] = {}
+        else:
+            (listener, door), own = _bound(paths, sockets)
         service = LauncherService(
             paths,
             units=units,
             door=door,
             owner=owner,
             preload=os.environ.get("CONTAINER_NO_ZYGOTE") != "1",
+            notifier=context.notifier if options.systemd else None,
+            stored=context.kept,
         )
-        service.own_sockets[paths.launcher_socket] = inode
-        service.own_sockets[paths.cli_socket] = door_inode
+        service.own_sockets |= own
         try:
             async with open_service(service, at=listener) as server:
                 async with trio.open_nursery() as nursery:
                     if owner is not None:
                         nursery.start_soon(_end_with, owner, service)
                     options.tell({"ready": True})
+                    await context.ready()
                     await service.shut_down.wait()
                     await _replies_left(server)
                     nursery.cancel_scope.cancel()
         finally:
             service.hide()
+
+
+def _bound(
+    paths: Paths, sockets: contextlib.ExitStack
+) -> tuple[tuple[socket.socket, socket.socket], dict[Path, Inode]]:
+    """Return the launcher's sockets and the door, bound by us, and what identifies them."""
+    from container.launcher.rundir import bind_listener
+
+    listener, inode = bind_listener(paths.launcher_socket)
+    sockets.enter_context(listener)
+    door, door_inode = bind_listener(paths.cli_socket)
+    sockets.enter_context(door)
+    return (listener, door), {paths.launcher_socket: inode, paths.cli_socket: door_inode}
+
+
+def _activated(context: Context) -> tuple[socket.socket, socket.socket]:
+    """Return the launcher's socket and the door as systemd handed them over, in any order.
+
+    Raises:
+        InvalidArgument: one is missing.
+    """
+    from container.activation import as_listener
+
+    found: dict[str, socket.socket] = {}
+    if context.listener is not None:
+        found[context.listener.getsockname()] = context.listener
+        context.listener = None
+    for name in ("launcher", "cli"):
+        given = context.kept.pop(name, None)
+        if given is not None and (other := as_listener(given)) is not None:
+            found[other.getsockname()] = other
+    paths = context.paths
+    try:
+        return found[str(paths.launcher_socket)], found[str(paths.cli_socket)]
+    except KeyError as missing:
+        raise InvalidArgument(
+            f"systemd handed over no socket at {missing.args[0]}",
+            hint="--systemd is for the unit files that `container system install` writes",
+        ) from None
 
 
 async def _end_with(owner: socket.socket, service: LauncherService) -> None:
@@ -136,8 +182,12 @@ async def _replies_left(server: Server) -> None:
             await trio.sleep(0.01)
 
 
-async def _sole(paths: Paths) -> FileLock:
+async def _sole(paths: Paths, *, activated: bool) -> FileLock:
     """Return the lock of the run directory, when a launcher that is going has gone.
+
+    Args:
+        paths: Of the system.
+        activated: Somebody listens at the launcher's socket in any case: systemd.
 
     Raises:
         InvalidState: another launcher works here.
@@ -146,7 +196,7 @@ async def _sole(paths: Paths) -> FileLock:
     from container.storage.locks import lock, try_lock
 
     held = try_lock(paths.run / "launcher.lock")
-    if held is None and not somebody_listens(paths.launcher_socket):
+    if held is None and (activated or not somebody_listens(paths.launcher_socket)):
         with trio.move_on_after(LOCK_BOUND):
             held = await lock(paths.run / "launcher.lock")
     if held is None:
@@ -167,6 +217,9 @@ def _options(arguments: list[str]) -> Options:
     rest = list(arguments)
     while rest:
         name = rest.pop(0)
+        if name == "--systemd":
+            options.systemd = True
+            continue
         if name not in ("--owner-fd", "--ready-fd", "--units"):
             raise InvalidArgument(f"there is no option {name}")
         if not rest:

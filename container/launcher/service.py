@@ -43,6 +43,7 @@ from container.launcher.dependencies import before, dependents, each, in_order
 from container.launcher.descriptors import DescriptorStore, ancestry, listens
 from container.launcher.limits import raise_open_files
 from container.launcher.logfiles import Logs
+from container.launcher.mirror import Mirror, restore
 from container.launcher.notifications import SOCKET_NAME, Notification, listen, notify_socket
 from container.launcher.rundir import (
     Inode,
@@ -54,6 +55,7 @@ from container.launcher.rundir import (
 from container.launcher.spawner import Spawner, Surroundings
 from container.launcher.supervision import Service
 from container.launcher.units import check_unit
+from container.notify import Notifier
 from container.process import LOG_BOUND
 from container.storage.paths import Paths
 
@@ -101,6 +103,8 @@ class LauncherService(Actor, Launcher):
         owner: In a private system, a socket whose other end the owner holds.
         environment: Of all services; None takes this process's own.
         preload: False makes every service a fresh interpreter.
+        notifier: Under systemd, where what is kept is mirrored.
+        stored: What systemd had kept; what is a service's is taken out when this opens.
         caller: Returns the pid of the process whose call is served.
     """
 
@@ -113,6 +117,8 @@ class LauncherService(Actor, Launcher):
         owner: socket.socket | None = None,
         environment: Mapping[str, str] | None = None,
         preload: bool = True,
+        notifier: Notifier | None = None,
+        stored: dict[str, Fd] | None = None,
         caller: Callable[[], int] = _caller,
     ) -> None:
         self._paths = paths
@@ -121,6 +127,8 @@ class LauncherService(Actor, Launcher):
         self._environment = service_environment(paths, environment, owned=owner is not None)
         self._door = door
         self._preload = preload
+        self._mirror = None if notifier is None else Mirror(notifier)
+        self._stored = stored or {}
         self._logs = Logs(paths.logs)
         self._caller = caller
         self._services: dict[str, Service] = {}
@@ -141,6 +149,7 @@ class LauncherService(Actor, Launcher):
         held, given = socket.socketpair()
         open_files = raise_open_files()
         self._descriptors = descriptors = DescriptorStore()
+        restore(descriptors, self._stored)
         surroundings = Surroundings(
             environment=self._environment,
             logs=self._logs,
@@ -257,28 +266,19 @@ class LauncherService(Actor, Launcher):
 
     # --- what services say ---
 
-    def _hear(self, said: Notification) -> None:
+    async def _hear(self, said: Notification) -> None:
         service = self._sender(said.pid)
         if service is None:
             _log.info("process %s said something, and is no service's", said.pid)
             return
-        fields = said.fields
-        name = fields.get("FDNAME", UNNAMED)
-        if fields.get("FDSTOREREMOVE") == "1":
-            self._descriptors.drop(service.unit.name, name)
-        elif fields.get("FDSTORE") == "1":
-            self._store(service, name, said.descriptors)
+        service.hear(said.fields)
+        name = said.fields.get("FDNAME", UNNAMED)
+        if said.fields.get("FDSTOREREMOVE") == "1":
+            await self._drop(service.unit.name, name)
+        elif said.fields.get("FDSTORE") == "1":
+            for given in said.descriptors:
+                await self._keep(service, name, given)
         # BARRIER=1 wants no more than that its descriptor is closed when all before was heard.
-        service.hear(fields)
-
-    def _store(self, service: Service, name: str, descriptors: list[int]) -> None:
-        """Keep what came with a notification; there is nobody to be told of a failure."""
-        while descriptors:
-            with Fd(descriptors.pop(0)) as given:
-                try:
-                    self._keep(service, name, given)
-                except ContainerError as error:
-                    _log.warning("%s: %s", service.unit.name, error.message)
 
     def _sender(self, pid: int) -> Service | None:
         """Return the service whose process, or a process below it, has this id."""
@@ -328,11 +328,11 @@ class LauncherService(Actor, Launcher):
             service = self._services.get(name)
             if service is None:
                 await trio.lowlevel.checkpoint()
-                self._descriptors.drop(name)
+                await self._drop(name)
                 return
             await service.retire()
             service.close()
-            self._descriptors.drop(name)
+            await self._drop(name)
             del self._services[name]
 
     async def start(self, name: str) -> ServiceStatus:
@@ -397,7 +397,7 @@ class LauncherService(Actor, Launcher):
         await trio.lowlevel.checkpoint()
         found = self._get(service)
         self._check_keeper(found)
-        self._keep(found, name, descriptor)
+        await self._keep(found, name, descriptor)
 
     async def drop(self, service: str, name: str) -> None:
         """Close what is kept for a service; see the contract."""
@@ -405,7 +405,7 @@ class LauncherService(Actor, Launcher):
         found = self._services.get(service)
         if found is not None:
             self._check_keeper(found)
-            self._descriptors.drop(service, name or None)
+            await self._drop(service, name)
 
     async def orphan(self, pid: int) -> int | None:
         """Return how an orphan ended, once; see the contract."""
@@ -422,6 +422,7 @@ class LauncherService(Actor, Launcher):
             run=str(self._paths.run),
             started=self._started,
             services=tuple(self._status(one) for _, one in sorted(self._services.items())),
+            supervisor="" if self._mirror is None else "systemd",
         )
 
     async def shutdown(self, stop_containers: bool = False) -> None:
@@ -434,12 +435,21 @@ class LauncherService(Actor, Launcher):
 
     # --- inside ---
 
-    def _keep(self, service: Service, name: str, given: Fd) -> None:
+    async def _keep(self, service: Service, name: str, given: Fd) -> None:
         if service.path is None and listens(given.fileno()):
             raise InvalidArgument(
                 f'"{service.unit.name}" has no socket of its own, and would take this one for it'
             )
-        self._descriptors.keep(service.unit.name, name, given)
+        with given.duplicate() as mirrored:
+            self._descriptors.keep(service.unit.name, name, given)
+            if self._mirror is not None:
+                await self._mirror.keep(service.unit.name, name, mirrored.fileno())
+
+    async def _drop(self, service: str, name: str = "") -> None:
+        for each_name in (name,) if name else self._descriptors.names(service):
+            self._descriptors.drop(service, each_name)
+            if self._mirror is not None:
+                await self._mirror.drop(service, each_name)
 
     def _status(self, service: Service) -> ServiceStatus:
         return evolve(service.status(), kept=len(self._descriptors.names(service.unit.name)))

@@ -13,6 +13,8 @@ ENTRIES = (
     Entry("stop", f"{HERE}.stop:command", "Stop the system."),
     Entry("status", f"{HERE}.status:command", "Show the system and its services."),
     Entry("check", f"{HERE}.check:command", "Compare what is on disk with what is there."),
+    Entry("install", f"{HERE}.install:command", "Hand the system to systemd."),
+    Entry("uninstall", f"{HERE}.install:undo", "Take it back from systemd."),
     Entry("version", f"{HERE}.version:command", "Show the versions here and of what runs."),
 )
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
+from typing import TYPE_CHECKING
+
 import click
 
 from container.cli.failure import Refused
@@ -9,6 +13,9 @@ from container.cli.groups import Verb
 from container.cli.output import format_option, plain, print_json, print_table, show_age
 from container.cli.session import QUICK, Session
 from container.cli.system.version import say_other_version
+
+if TYPE_CHECKING:
+    from container.contracts.launcher import ServiceStatus
 
 HELP = """Show the system and its services.
 
@@ -52,18 +59,41 @@ async def _status(session: Session, output: str) -> int:
     print(f"logs     {session.paths.logs}")
     print(f"started  {show_age(status.started)}, process {status.pid}")
     print()
-    print_table(
-        ("SERVICE", "STATE", "PID", "SINCE", "RESTARTS", "LAST EXIT"),
-        [
-            (
-                service.name,
-                service.state.value,
-                "" if service.pid is None else str(service.pid),
-                show_age(service.since),
-                str(service.restarts),
-                "" if service.last_exit is None else str(service.last_exit),
-            )
-            for service in status.services
-        ],
-    )
+    rows = [_row(service) for service in status.services]
+    if rows:
+        print_table(("SERVICE", "STATE", "PID", "SINCE", "RESTARTS", "LAST EXIT"), rows)
+    else:
+        print("no service is registered")
+    for service in status.services:
+        for line in _lines(service):
+            print(line)
+    if status.supervisor:
+        print(
+            f"\nThe named services are {status.supervisor}'s: "
+            "systemctl status 'container-*' shows them."
+        )
     return 0
+
+
+def _row(service: ServiceStatus) -> tuple[str, ...]:
+    running = service.state.value == "running"
+    return (
+        service.name,
+        "starting" if running and not service.ready else service.state.value,
+        "" if service.pid is None else str(service.pid),
+        show_age(service.since),
+        str(service.restarts),
+        "" if service.last_exit is None else str(service.last_exit),
+    )
+
+
+def _lines(service: ServiceStatus) -> list[str]:
+    """Return what is to be said of a service beside its row, in lines of a terminal's width."""
+    found: list[str] = []
+    if service.said:
+        found.append(f"{service.name}: {service.said}")
+    if service.problem:
+        found.append(f"{service.name} failed {show_age(service.problem_at)}: {service.problem}")
+    width = max(40, shutil.get_terminal_size().columns)
+    lines = [textwrap.wrap(text, width, subsequent_indent="    ") for text in found]
+    return ["", *(line for wrapped in lines for line in wrapped)] if lines else []

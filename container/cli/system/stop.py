@@ -60,6 +60,11 @@ async def _stop(session: Session, containers: bool) -> None:
             say("the system does not run")
             return
         raise
+    if status.supervisor:
+        say(
+            f"{status.supervisor} starts it again when somebody connects",
+            "systemctl stop container.target stops all of it",
+        )
     left = sum(
         service.name.startswith("runtime.") and service.state is ServiceState.RUNNING
         for service in status.services
