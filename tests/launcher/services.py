@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -43,6 +44,10 @@ def facts(listener: socket.socket | None) -> dict[str, Any]:
         ],
         "mask": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
         "random": [random.random(), trio._core._run._r.random()],  # type: ignore[attr-defined]
+        "limits": [
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            resource.getrlimit(resource.RLIMIT_CORE)[0],
+        ],
         "preloaded": "container.apiserver.process" in sys.modules,
         "passcred": listener.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED)
         if listener
