@@ -219,7 +219,10 @@ class ContainersService(ContainerAdoption, Containers):
         return await self._stop_run(record, run, options)
 
     async def _stop_run(self, record: Record, run: Run, options: StopOptions) -> Container:
-        if (await self._look(record)).status is ContainerStatus.CREATED:
+        seen = await self._look(record)
+        if seen.status is ContainerStatus.UNKNOWN:
+            await self._sandboxes.replace_if_wedged(record.id)
+        if seen.status is ContainerStatus.CREATED:
             async with self.exclusive(record.id):
                 if record.run is not run or record.removed:
                     return record.container

@@ -42,7 +42,14 @@ from container.contracts.apiserver import (
     RestartCondition,
 )
 from container.contracts.images import Snapshot
-from container.contracts.runtime import INIT, ExitStatus, ProcessSpec, Stdio
+from container.contracts.runtime import (
+    INIT,
+    ExitStatus,
+    ProcessSpec,
+    Sandbox,
+    SandboxSpec,
+    Stdio,
+)
 from container.ipc import ContainerError, InvalidState
 
 NOTICING = 0.02, 1.0
@@ -100,8 +107,7 @@ class ContainerRuns(ContainerTable):
             layers, _, _ = await together(
                 lambda: self._layers(record), lambda: self._sandboxes.open(container_id), intend
             )
-            spec = sandbox_spec(before, layers)
-            await self._sandboxes.call(container_id, lambda sandbox: sandbox.bootstrap(spec, stdio))
+            await self._bootstrap_sandbox(container_id, sandbox_spec(before, layers), stdio)
         except BaseException:
             with self._finishing(container_id):
                 await self._undo_bootstrap(record, before)
@@ -118,6 +124,18 @@ class ContainerRuns(ContainerTable):
                 )
             )
         self._begin(record)
+
+    async def _bootstrap_sandbox(self, container_id: str, spec: SandboxSpec, stdio: Stdio) -> None:
+        async def bootstrap(sandbox: Sandbox) -> None:
+            await sandbox.bootstrap(spec, stdio)
+
+        try:
+            await self._sandboxes.call(container_id, bootstrap)
+        except InvalidState:
+            # An earlier API server's helper, which still holds a run that is over.
+            await self._sandboxes.shut_down(container_id, thorough=True)
+            await self._sandboxes.open(container_id)
+            await self._sandboxes.call(container_id, bootstrap)
 
     async def _undo_bootstrap(self, record: Record, before: Container) -> None:
         if record.run is not None:

@@ -25,7 +25,13 @@ from container.contracts.runtime import (
     SandboxProcess,
     SandboxState,
 )
-from container.ipc import Backoff, ContainerError, InvalidState, NotFound, Supervised
+from container.ipc import (
+    Backoff,
+    ContainerError,
+    InvalidState,
+    NotFound,
+    Supervised,
+)
 
 RECONNECT = Backoff(0.005, 30.0, factor=3.0, jitter=0.3)
 """Between attempts to reach a helper that went away. The first is made almost at once: connecting
@@ -104,8 +110,9 @@ class RunWatch:
     async def look(self, container: Container) -> Container:
         """Return `container` as its helper knows it now; UNKNOWN when it does not say in time."""
         try:
-            with trio.move_on_after(self._timeouts.question):
-                return seen(container, await self._ask(container.id))
+            state = await self._sandboxes.state(container.id, self._timeouts.question)
+            if state is not None:
+                return seen(container, state)
         except ContainerError as error:
             _log.info("the helper of container %s does not answer: %s", container.id, error)
         return evolve(container, status=ContainerStatus.UNKNOWN)

@@ -16,13 +16,22 @@ from contextlib import AbstractAsyncContextManager
 from typing import TypeVar, cast
 
 import trio
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from container.apiserver.links import Caller
 from container.contracts.apiserver import Plugin
 from container.contracts.launcher import Launcher, Restart, ServiceUnit
-from container.contracts.runtime import Sandbox, SandboxGate
-from container.ipc import Actor, AlreadyExists, Endpoint, Fate, PeerGone, Unavailable
+from container.contracts.runtime import Sandbox, SandboxGate, SandboxState
+from container.ipc import (
+    Actor,
+    AlreadyExists,
+    ContainerError,
+    Endpoint,
+    Fate,
+    NotFound,
+    PeerGone,
+    Unavailable,
+)
 from container.ipc.error_groups import leaves, single
 
 T = TypeVar("T")
@@ -75,6 +84,13 @@ class _Connection:
     closed: trio.Event = field(factory=trio.Event)
 
 
+@define(eq=False)
+class _Question:
+    answered: trio.Event = field(factory=trio.Event)
+    state: SandboxState | None = None
+    error: ContainerError | None = None
+
+
 class Sandboxes(Actor):
     """Reach the runtime helper of each container.
 
@@ -100,6 +116,7 @@ class Sandboxes(Actor):
         self._socket = socket
         self._timeouts = timeouts
         self._connections: dict[str, _Connection] = {}
+        self._unanswered: dict[str, _Question] = {}
 
     def connected(self, container_id: str) -> bool:
         """Return whether a connection to the helper of container `id` is held."""
@@ -181,7 +198,78 @@ class Sandboxes(Actor):
                 self._drop(container_id, connection)
                 if attempt == 2 or error.fate is Fate.UNKNOWN:
                     raise
+            except trio.ClosedResourceError:
+                # Another task has given the helper up meanwhile.
+                raise PeerGone(
+                    f"the runtime helper of container {container_id} was let go",
+                    fate=Fate.UNKNOWN,
+                    why="closed",
+                ) from None
         raise Unavailable(f"the runtime helper of container {container_id} does not stay")
+
+    async def state(
+        self, container_id: str, within: float, *, patient: bool = False
+    ) -> SandboxState | None:
+        """Return what a helper says of its container, or None if it does not say so in time.
+
+        A question that was not answered stays open: until it is, nobody asks again, so that a
+        wedged helper costs one caller its time, once.
+
+        Args:
+            container_id: The container.
+            within: Seconds.
+            patient: Wait for the answer to an open question, too.
+
+        Raises:
+            ContainerError: it can't be reached, or went away.
+        """
+        question = self._unanswered.get(container_id)
+        if question is None:
+            question = _Question()
+            self.nursery.start_soon(self._ask, container_id, question)
+        elif not patient:
+            await trio.lowlevel.checkpoint()
+            return None
+        with trio.move_on_after(within):
+            await question.answered.wait()
+        if not question.answered.is_set():
+            self._unanswered[container_id] = question
+        if question.error is not None:
+            raise question.error
+        return question.state
+
+    async def _ask(self, container_id: str, question: _Question) -> None:
+        """Ask in a task of its own: a caller's cancellation would wait for the helper's word."""
+        try:
+            for again in (True, False):
+                try:
+                    question.state = await self.call(container_id, lambda sandbox: sandbox.state())
+                    return
+                except PeerGone as error:
+                    # A question may be asked twice: of the helper that comes next.
+                    question.error = None if again else error
+        except ContainerError as error:
+            question.error = error
+        finally:
+            question.answered.set()
+            if self._unanswered.get(container_id) is question:
+                del self._unanswered[container_id]
+
+    async def replace_if_wedged(self, container_id: str) -> None:
+        """Have a helper killed that does not answer; its successor takes the container up."""
+        try:
+            if await self.state(container_id, self._timeouts.probe, patient=True) is not None:
+                return
+        except ContainerError:
+            return  # it is gone: whoever calls next starts another
+        _log.warning("the helper of container %s does not answer and is replaced", container_id)
+        connection = self._connections.get(container_id)
+        if connection is not None:
+            self._drop(container_id, connection)
+        try:
+            await self._launcher(lambda launcher: launcher.stop(unit_name(container_id)))
+        except NotFound:
+            pass
 
     async def hand_out(self, container_id: str) -> Endpoint[Sandbox]:
         """Return an endpoint for a caller outside, limited to `CLIENT_ROUTES`."""
@@ -245,12 +333,13 @@ class Sandboxes(Actor):
         if connection is None:
             return False
         try:
-            with trio.fail_after(self._timeouts.probe):
-                await connection.sandbox.state()
+            if await self.state(container_id, self._timeouts.probe, patient=True) is None:
+                self._drop(container_id, connection)
+                return False
             with trio.fail_after(self._timeouts.shutdown):
                 await connection.sandbox.shutdown()
             return True
-        except (PeerGone, trio.TooSlowError):
+        except (PeerGone, Unavailable, trio.TooSlowError):
             self._drop(container_id, connection)
             return False
 

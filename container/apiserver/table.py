@@ -109,7 +109,7 @@ class ContainerTable(Actor):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncGenerator[None]:
-        """Load the documents; at the end, end the helpers that were started in advance."""
+        """Load the documents; at the end, end the helpers that hold no run any more, or not yet."""
         loaded = await trio.to_thread.run_sync(self._store.load)
         self._broken = dict(loaded.broken)
         for container in loaded.containers:
@@ -119,9 +119,15 @@ class ContainerTable(Actor):
                 self._unfinished = set(loaded.removing)
                 yield
             finally:
+                ended = [it.id for it in self._records.values() if it.run and it.run.exit]
                 with trio.move_on_after(self._timeouts.shutdown, shield=True):
-                    for container_id in tuple(self._warm):
-                        await self._quietly(self._sandboxes.shut_down(container_id, thorough=False))
+                    await together(
+                        *(partial(self._end_idle, container_id) for container_id in self._warm),
+                        *(partial(self._end_idle, container_id) for container_id in ended),
+                    )
+
+    async def _end_idle(self, container_id: str) -> None:
+        await self._quietly(self._sandboxes.shut_down(container_id, thorough=False))
 
     def _insert(self, record: Record) -> None:
         self._records[record.id] = record

@@ -381,6 +381,59 @@ async def test_a_frozen_helper_costs_list_a_second_and_is_unknown(
     assert world.folders() == [other.id]
 
 
+async def test_a_frozen_helper_costs_one_list_its_second_and_the_next_ones_nothing(
+    autojump_clock: Any, world: Any, containers: Any
+) -> None:
+    made = await world.started(containers)
+    frozen = world.sandboxes[made.id]
+    real, thawed = frozen.state, trio.Event()
+
+    async def mute() -> Any:
+        await thawed.wait()
+        return await real()
+
+    frozen.state = mute
+    await containers.list()
+    start = trio.current_time()
+    (seen,) = await containers.list()
+    assert (seen.status, trio.current_time() - start) == (ContainerStatus.UNKNOWN, 0)
+    thawed.set()
+    await trio.testing.wait_all_tasks_blocked()
+    (seen,) = await containers.list()
+    assert seen.status is ContainerStatus.RUNNING
+
+
+async def test_stop_replaces_a_frozen_helper_and_stops_through_its_successor(
+    autojump_clock: Any, world: Any, containers: Any
+) -> None:
+    made = await world.started(containers)
+    frozen = world.sandboxes[made.id]
+
+    async def mute(*_: Any) -> Any:
+        await trio.sleep_forever()
+
+    frozen.state = frozen.stop = mute
+    stopped = await containers.stop(made.id, StopOptions())
+    assert (stopped.status, stopped.exit.code) == (ContainerStatus.STOPPED, 143)
+    assert world.sandboxes[made.id] is not frozen
+    assert trio.current_time() < 10
+
+
+async def test_a_call_on_a_connection_that_is_given_up_is_told_so(
+    autojump_clock: Any, world: Any, containers: Any
+) -> None:
+    made = await world.started(containers)
+
+    async def closed(*_: Any) -> Any:
+        raise trio.ClosedResourceError
+
+    world.sandboxes[made.id].state = closed
+    assert (await containers.get(made.id)).status is ContainerStatus.UNKNOWN
+    world.sandboxes[made.id].kill = closed
+    with pytest.raises(Unavailable, match="went away"):
+        await containers.kill(made.id, "HUP")
+
+
 async def test_a_helper_that_does_not_end_is_replaced_by_one_that_cleans_up(
     autojump_clock: Any, world: Any, containers: Any
 ) -> None:

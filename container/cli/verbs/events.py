@@ -93,7 +93,7 @@ async def _events(session: Session, wanted: EventFilter, output: str) -> None:
     import trio
     from attrs import evolve
 
-    from container.ipc import PeerGone, ScopeEnded
+    from container.ipc import PeerGone, ScopeEnded, Unavailable
 
     began = datetime.now(UTC)
     connected = False
@@ -106,7 +106,7 @@ async def _events(session: Session, wanted: EventFilter, output: str) -> None:
                         _show(event, output)
                         wanted = evolve(wanted, since=None, after=event.sequence)
             return
-        except (PeerGone, ScopeEnded):
+        except (PeerGone, ScopeEnded, Unavailable):  # the last is said by a server that stops
             if not connected:
                 raise
         if wanted.after is None and wanted.since is None:
