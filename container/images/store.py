@@ -45,7 +45,7 @@ from container.ipc import ContainerError, DataLoss, Unavailable
 from container.ipc.sections import Sections
 from container.storage.blobs import Blobs, space_errors
 from container.storage.documents import is_aside
-from container.storage.durable import make_folder, sweep_temporary
+from container.storage.durable import make_folder, sweep_temporary, sync_folder
 from container.storage.locks import FileLock, try_lock
 from container.storage.settings import Settings
 from container.storage.stored_images import (
@@ -322,7 +322,7 @@ class Store:
         if garbage is None:
             return 0
         with trio.move_on_after(self.limits.cleanup_timeout, shield=True):
-            await trio.to_thread.run_sync(_remove, garbage.paths)
+            await trio.to_thread.run_sync(self._remove, garbage.paths)
         return garbage.freed
 
     def is_live(self, manifest: str) -> bool:
@@ -372,6 +372,12 @@ class Store:
             del self._targets[digest]
         return garbage
 
+    def _remove(self, paths: Iterable[Path]) -> None:
+        # Half a snapshot must not come back to its name after a power failure.
+        sync_folder(self.snapshots.folder)
+        for path in paths:
+            remove_tree(path)
+
 
 def stored_image(digest: str, manifest: Manifest, configuration: Configuration) -> StoredImage:
     """Put a manifest and its configuration together.
@@ -385,8 +391,3 @@ def stored_image(digest: str, manifest: Manifest, configuration: Configuration) 
             f"{len(configuration.diff_ids)} in its configuration"
         )
     return StoredImage(digest, manifest, configuration, chain_ids(configuration.diff_ids))
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        remove_tree(path)
