@@ -6,7 +6,7 @@ What was killed at any instant left on disk, in the kernel and in the runtime he
 |---|---|---|
 | hidden folder | | swept: it was never created, or is removed already |
 | `removing` mark | anything | the removal is finished |
-| CREATED, STOPPED | | nothing; its helper, if there is one, is a stray and ended |
+| CREATED, STOPPED | anything | its helper, if there is one, is a stray and ended |
 | RUNNING | created | watched: a client may start it, or else it is undone after a while |
 | RUNNING | running, stopped | watched: its exit is told as if nobody had been away |
 | RUNNING | nothing, or no helper | its end was not seen: exit code unknown, its policy is asked |
@@ -159,10 +159,11 @@ class ContainerAdoption(ContainerRuns):
             ended = ended or self._watch.unknown_exit()
             self._publish_end(container, ended, again=True)
             await self._save(record, exit=ended)
-        if state.phase is not SandboxPhase.EMPTY:
-            await self._sandboxes.shut_down(record.id, thorough=True)
         await self._start_known.wait()
-        if self._system_started and not restarts.at_system_start(container):
+        stays = self._system_started and not restarts.at_system_start(container)
+        if stays or state.phase is not SandboxPhase.EMPTY:
+            await self._sandboxes.shut_down(record.id, thorough=True)
+        if stays:
             await self._save(record, status=ContainerStatus.STOPPED)
         else:
             self._start_again(record, record.row.delay(0.0))

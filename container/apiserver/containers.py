@@ -30,6 +30,7 @@ from container.apiserver.configuration import (
 from container.apiserver.links import together
 from container.apiserver.names import new_id, new_name
 from container.apiserver.records import Record, Run
+from container.apiserver.running import FRESH
 from container.apiserver.signals import signal_name
 from container.contracts.apiserver import (
     EVERYTHING,
@@ -259,15 +260,25 @@ class ContainersService(ContainerAdoption, Containers):
                 while record.run is run and run.exit is None and not record.removed:
                     await record.changed.wait()
             async with self.exclusive(record.id):
-                started = await self._start(record)
+                started = await self._start_stopped(record)
             self._events.publish(EventKind.RESTART, record.container)
         return started
+
+    async def _start_stopped(self, record: Record) -> Container:
+        intended = record.saved.status is ContainerStatus.RESTARTING
+        try:
+            return await self._start(record, intended=intended)
+        except ContainerError:
+            if intended and not record.live and not record.removed:
+                await self._quietly(self._save(record, status=ContainerStatus.STOPPED))
+            raise
 
     async def _stop_to_restart(self, record: Record, run: Run, options: StopOptions) -> None:
         run.to_restart = True  # its end asks no policy
         try:
             if not record.container.auto_remove:
-                await self._save(record, status=ContainerStatus.RESTARTING)
+                # From here on a successor starts it, too.
+                await self._save(record, status=ContainerStatus.RESTARTING, **FRESH)
             await self._stop_run(record, run, options)
         except BaseException:
             run.to_restart = False

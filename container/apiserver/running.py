@@ -10,9 +10,9 @@ stateDiagram-v2
     STOPPED --> RUNNING: bootstrap, start
 ```
 
-What is on disk is the intent: RUNNING before a bootstrap, RESTARTING from an end (or from a user's
-`restart`) until the next run has been started. So an API server that is killed between any two
-steps leaves what its successor needs (see `adoption`).
+What is on disk: RUNNING from the moment that there is a sandbox and before anybody can start it,
+RESTARTING from an end (or from a user's `restart`) until the next run has been started. So an API
+server that is killed between any two steps leaves what its successor needs (see `adoption`).
 
 What an operation did is undone when it fails or is cancelled.
 """
@@ -23,6 +23,7 @@ import logging
 from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import trio
 from attrs import evolve
@@ -55,6 +56,9 @@ from container.ipc import ContainerError, InvalidState
 NOTICING = 0.02, 1.0
 """Seconds between looks at whether a client has started its container: the first, the longest."""
 
+FRESH: dict[str, Any] = {"exit": None, "restart_count": 0, "stopped_by_user": False}
+"""Of a container that a user has started."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -79,8 +83,14 @@ class ContainerRuns(ContainerTable):
             record.layers = await self._prepare(record.container)
         return record.layers
 
-    async def _bootstrap(self, record: Record, stdio: Stdio, *, by_policy: bool = False) -> None:
-        """Create the first process; the caller holds the container's section."""
+    async def _bootstrap(self, record: Record, stdio: Stdio, *, intended: bool = False) -> None:
+        """Create the first process; the caller holds the container's section.
+
+        Args:
+            record: The container.
+            stdio: Of the first process.
+            intended: It is on disk as RESTARTING: whoever comes after us starts it, too.
+        """
         self._check_present(record)
         if record.live:
             raise InvalidState(
@@ -92,37 +102,27 @@ class ContainerRuns(ContainerTable):
         if record.run is not None:
             await self._end_run(record)
         before, container_id = record.container, record.id
-        if before.status is ContainerStatus.RESTARTING and not by_policy:
+        if before.status is ContainerStatus.RESTARTING and not intended:
             # The start that was due was given up for this one: if it fails, none follows.
             before = evolve(before, status=ContainerStatus.STOPPED)
         self._warm.discard(container_id)
 
-        async def intend() -> None:
-            if not by_policy:
-                record.row = restarts.RestartRow()
-                await self._begin_run(record, exit=None, restart_count=0, stopped_by_user=False)
-            # Else it is on disk as RESTARTING: whoever comes after us starts it, too.
-
         try:
-            layers, _, _ = await together(
-                lambda: self._layers(record), lambda: self._sandboxes.open(container_id), intend
+            layers, _ = await together(
+                lambda: self._layers(record), lambda: self._sandboxes.open(container_id)
             )
             await self._bootstrap_sandbox(container_id, sandbox_spec(before, layers), stdio)
+            if not intended:
+                # Only now, so that RUNNING without a sandbox is a run that was lost. Until then a
+                # sandbox of a container that does not run is a stray, and swept.
+                await self._begin_run(record, **FRESH)
         except BaseException:
             with self._finishing(container_id):
                 await self._undo_bootstrap(record, before)
             raise
-        if not by_policy:
-            record.change(
-                evolve(
-                    before,
-                    status=ContainerStatus.CREATED,
-                    pid=None,
-                    exit=None,
-                    restart_count=0,
-                    stopped_by_user=False,
-                )
-            )
+        if not intended:
+            record.row = restarts.RestartRow()
+            record.change(evolve(before, status=ContainerStatus.CREATED, pid=None, **FRESH))
         self._begin(record)
 
     async def _bootstrap_sandbox(self, container_id: str, spec: SandboxSpec, stdio: Stdio) -> None:
@@ -157,20 +157,21 @@ class ContainerRuns(ContainerTable):
             stopped_by_user=before.stopped_by_user,
         )
 
-    async def _start(self, record: Record, *, by_policy: bool = False) -> Container:
+    async def _start(self, record: Record, *, intended: bool = False) -> Container:
         """Bootstrap a container unless that was done, and start it; returns what it is now.
 
         The caller holds the container's section. Failed or cancelled, it is as it was before.
+        `intended` as in `_bootstrap`.
         """
         self._check_present(record)
         if not record.live:
-            await self._bootstrap(record, Stdio(), by_policy=by_policy)
+            await self._bootstrap(record, Stdio(), intended=intended)
         else:
             seen = await self._look(record)
             if seen.status is not ContainerStatus.CREATED:
                 return seen
         run = record.run
-        status = ContainerStatus.RESTARTING if by_policy else ContainerStatus.CREATED
+        status = ContainerStatus.RESTARTING if intended else ContainerStatus.CREATED
         before = evolve(record.container, status=status, pid=None)
         try:
             started = await self._call(record, lambda sandbox: sandbox.start(INIT))
@@ -398,7 +399,7 @@ class ContainerRuns(ContainerTable):
                 return
             record.restart = None
             try:
-                await self._start(record, by_policy=True)
+                await self._start(record, intended=True)
             except ContainerError as error:
                 _log.warning("container %s could not be started again: %s", record.id, error)
                 await self._could_not_restart(record)

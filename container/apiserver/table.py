@@ -199,8 +199,9 @@ class ContainerTable(Actor):
         """Change fields of a container, durably before anybody sees it; see `Container`."""
         async with record.writing:
             saved = evolve(record.saved, **changes)
-            await self._in_thread(self._store.update, saved)
-            record.saved = saved
+            if saved != record.saved:
+                await self._in_thread(self._store.update, saved)
+                record.saved = saved
             record.change(evolve(record.container, **changes))
 
     async def _begin_run(self, record: Record, **changes: Any) -> None:

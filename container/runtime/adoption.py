@@ -1,139 +1,139 @@
 """A helper that was killed comes back and takes its container up again.
 
-What its successor needs is in one small document of the run: what was asked for, and the first
-process by pid *and* start time, since a pid alone may be somebody else's by then. The process is
-no child of the successor: its end is seen by pidfd, and its status asked of the kernel (Linux
-6.15), or unknown.
-
-Output is not lost either: a process holds its log pipes open for reading too (see `log_pipe`), so
-that meanwhile it waits at most; the successor opens them again through the process's own
-descriptors. What can't come back: a terminal, whose master was the helper's, and further
-processes.
+Three things tell its successor what there is: the documents of the run (`records`), what was kept
+for it by name (`keeping`), and the kernel. What the documents say was begun and not finished is
+undone; what they say is there is taken up, with its output, its terminal and how it ended, if it
+has ended meanwhile.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import select
-import struct
-from datetime import datetime
+import logging
 from pathlib import Path
 
-import cattrs
 import trio
-from attrs import field, frozen
-from cattrs.preconf.json import make_converter
+from attrs import define
 
-from container.contracts.logs import LogStream
-from container.contracts.runtime import SandboxSpec
-from container.runtime.children import AdoptedProcess
-from container.runtime.oci import Ended
+from container.contracts.runtime import (
+    INIT,
+    ProcessState,
+    SandboxPhase,
+    SandboxSpec,
+)
+from container.ipc import Fd
+from container.runtime.keeping import Keeper
+from container.runtime.log import LogWriter
+from container.runtime.machinery import Machinery
+from container.runtime.oci import OciRuntime
+from container.runtime.processes import ManagedProcess
+from container.runtime.records import Found, ProcessRecord, Records, Step
+from container.runtime.stdio import Plumbing
 
-NAME = "run.json"
-_INFO = struct.Struct("<QQ11Ii")
-_GET_INFO = 0xC0000000 | _INFO.size << 16 | 0xFF << 8 | 11
-"""PIDFD_GET_INFO. Source: linux/pidfd.h."""
-_INFO_EXIT = 1 << 3
-_REAP_SECONDS = 5.0
-"""The kernel tells the status only when the parent has asked for it, which some do late."""
+BEGIN_SECONDS = 0.1
+"""For a first process that was told to run to begin to, when nobody noted that it was told."""
+LOOK_SECONDS = 0.005
+_log = logging.getLogger(__name__)
 
 
-@frozen
-class RunRecord:
-    """What is known of a run on disk. Not synced: no run outlives a power loss."""
+@define
+class TakenUp:
+    """A run as the successor goes on with it."""
 
     spec: SandboxSpec
-    pid: int
-    start_time: int
-    """Of the process, in clock ticks since boot: with the pid it names one process for ever."""
-    started_at: datetime | None = None
-    outputs: dict[int, int] = field(factory=dict[int, int])
-    """Descriptor of the process (1, 2) to the inode of the log's pipe that it is."""
+    runtime: OciRuntime
+    log: LogWriter | None
+    phase: SandboxPhase
+    processes: dict[str, ManagedProcess]
+    ending: bool
+    """Whether its end had begun: it is to be brought to its end."""
 
 
-def write_record(folder: Path, record: RunRecord) -> None:
-    """Write a run's record. Blocking; what is there is complete."""
-    temporary = folder / f".{NAME}"
-    temporary.write_text(make_converter().dumps(record))
-    temporary.replace(folder / NAME)
-
-
-def read_record(folder: Path) -> RunRecord | None:
-    """Read the record of a run, or None if there is none that can be read. Blocking."""
-    try:
-        text = (folder / NAME).read_text()
-    except OSError:
-        return None
-    try:
-        return make_converter().loads(text, RunRecord)
-    except (ValueError, cattrs.BaseValidationError, KeyError):
-        return None  # of another version: as good as none, and swept with the rest
-
-
-def start_time(pid: int) -> int | None:
-    """Return when a process was started, or None if it has ended. Source: proc(5)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text[text.rindex(")") + 2 :].split()
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-class FoundProcess(AdoptedProcess):
-    """A container's process that a helper before this one has made.
+async def take_up(
+    found: Found,
+    folder: Path,
+    machinery: Machinery,
+    records: Records,
+    keeper: Keeper,
+    kept: dict[str, Fd],
+) -> TakenUp:
+    """Take up a run that another helper has made.
 
     Args:
-        record: Names it.
+        found: What is written of it; its first process was made.
+        folder: The container's.
+        machinery: What is worked with.
+        records: Where it is written on.
+        keeper: Who keeps descriptors from now on.
+        kept: What was kept, by name; what is used is taken out.
 
     Raises:
-        ProcessLookupError: it has ended.
+        Unsupported: the container's OCI runtime is not installed any more.
     """
-
-    def __init__(self, record: RunRecord) -> None:
-        super().__init__(record.pid)
-        # The pidfd first: what it names can't change any more while we look.
-        if start_time(record.pid) != record.start_time:
-            self.close()
-            raise ProcessLookupError(record.pid)
-
-    async def wait(self) -> Ended:
-        ended = await super().wait()
-        if ended == Ended() and self._pidfd >= 0:
-            ended = self._ended = await trio.to_thread.run_sync(_ask_kernel, self._pidfd)
-        return ended
-
-    def reopen_outputs(self, outputs: dict[int, int]) -> list[tuple[int, LogStream]]:
-        """Open the log's pipes again, for reading, as far as they are still what they were."""
-        found: list[tuple[int, LogStream]] = []
-        for number, inode in outputs.items():
-            try:
-                source = os.open(
-                    f"/proc/{self.pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-                )
-            except OSError:
-                continue
-            if os.fstat(source).st_ino == inode:
-                found.append((source, LogStream(number)))
-            else:
-                os.close(source)
-        return found
+    spec = found.run.spec
+    runtime = machinery.runtime(spec.runtime)
+    log = await trio.to_thread.run_sync(LogWriter, folder / "log") if spec.keep_log else None
+    processes: dict[str, ManagedProcess] = {}
+    unfinished = [record for record in found.processes if record.step is Step.MAKING]
+    for record in found.processes:
+        if record.step is not Step.MAKING:
+            label = found.run.label(record.number)
+            processes[record.id] = _process(record, runtime, log, records, keeper, kept, label)
+    if unfinished:
+        await runtime.settle(spec.id)
+        roots = [p.handle.pid for p in processes.values() if p.handle is not None]
+        await trio.to_thread.run_sync(machinery.cgroup.kill_strays, roots)
+        for record in unfinished:
+            await trio.to_thread.run_sync(records.remove, record.number)
+    first = processes[INIT]
+    phase = await _phase(first, runtime, machinery)
+    for process in processes.values():
+        if process.state is not ProcessState.EXITED:
+            process.keep()
+    return TakenUp(spec, runtime, log, phase, processes, found.run.ending)
 
 
-def _ask_kernel(pidfd: int) -> Ended:
-    poller = select.poll()
-    poller.register(pidfd, 0)  # POLLHUP: its parent has reaped it
-    poller.poll(_REAP_SECONDS * 1000)
-    buffer = bytearray(_INFO.size)
-    struct.pack_into("<Q", buffer, 0, _INFO_EXIT)
-    try:
-        fcntl.ioctl(pidfd, _GET_INFO, buffer)
-    except OSError:
-        return Ended()
-    mask, *_, status = _INFO.unpack(buffer)
-    if not mask & _INFO_EXIT:
-        return Ended()
-    if os.WIFSIGNALED(status):
-        return Ended(signal=os.WTERMSIG(status))
-    return Ended(code=os.WEXITSTATUS(status))
+def _process(
+    record: ProcessRecord,
+    runtime: OciRuntime,
+    log: LogWriter | None,
+    records: Records,
+    keeper: Keeper,
+    kept: dict[str, Fd],
+    label: str,
+) -> ManagedProcess:
+    prefix = f"{label}."
+    mine = {
+        name.removeprefix(prefix): kept.pop(name) for name in tuple(kept) if name.startswith(prefix)
+    }
+    if record.step is Step.ENDED:
+        plumbing, handle = Plumbing(None), None
+    else:
+        pidfd = mine.pop("process", None)
+        handle = runtime.find(
+            record.pid, record.start_time, pidfd.take() if pidfd else None, keeper.orphan
+        )
+        plumbing = Plumbing.resume(
+            record.spec, log if record.id == INIT else None, mine, record.outputs, record.pid
+        )
+    for name, unused in mine.items():
+        unused.close()
+        keeper.drop(prefix + name)
+    return ManagedProcess.found(label, record, plumbing, records, keeper, handle)
+
+
+async def _phase(first: ManagedProcess, runtime: OciRuntime, machinery: Machinery) -> SandboxPhase:
+    if first.state is ProcessState.EXITED:
+        return SandboxPhase.STOPPED
+    assert first.handle is not None
+    if first.state is ProcessState.CREATED:
+        with trio.move_on_after(BEGIN_SECONDS):
+            # Told to run, it does so at once; nothing tells whether it was told.
+            while not runtime.has_begun(first.handle):  # noqa: ASYNC110
+                await trio.sleep(LOOK_SECONDS)
+            first.has_begun()
+            await first.note(Step.STARTED)
+        if first.state is ProcessState.CREATED:
+            return SandboxPhase.CREATED
+    if await trio.to_thread.run_sync(machinery.cgroup.frozen):
+        return SandboxPhase.PAUSED
+    return SandboxPhase.RUNNING

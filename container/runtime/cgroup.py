@@ -11,10 +11,12 @@ In the hybrid layout (v1 controllers, and a v2 hierarchy that has none of them) 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 
 from attrs import frozen
@@ -69,6 +71,15 @@ class ControlGroup(ABC):
     @abstractmethod
     def kill(self) -> None:
         """Send SIGKILL to all that is in it. Blocking, does not wait for their end."""
+        ...
+
+    @abstractmethod
+    def kill_strays(self, known: Collection[int]) -> None:
+        """Send SIGKILL to what was brought into it from outside and is not known. Blocking.
+
+        Args:
+            known: Such processes that are to live. What they have forked lives too.
+        """
         ...
 
     @abstractmethod
@@ -218,6 +229,18 @@ class CgroupFolders(ControlGroup):
             if pids:
                 return
 
+    def kill_strays(self, known: Collection[int]) -> None:
+        for folder in self.folders():
+            inside = set(map(int, _text(folder / "cgroup.procs").split()))
+            for pid in inside - set(known):
+                # Who was forked inside has a parent inside, for ever: orphans there go to the first
+                # process.
+                if _parent(pid) not in inside:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, 9)
+            if inside:
+                return
+
     def remove(self) -> bool:
         deadline = time.monotonic() + 0.5
         while folders := self.folders():
@@ -234,6 +257,11 @@ class CgroupFolders(ControlGroup):
         return True
 
 
+def _parent(pid: int) -> int | None:
+    text = _text(Path(f"/proc/{pid}/stat"))
+    return int(text[text.rindex(")") + 2 :].split()[1]) if text else None
+
+
 def _remove_folder(folder: Path) -> None:
     try:
         folder.rmdir()
@@ -248,7 +276,7 @@ def _text(file: Path) -> str:
     try:
         return file.read_text()
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV):
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ESRCH):
             return ""
         raise
 

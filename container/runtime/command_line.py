@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -27,14 +28,28 @@ import trio
 from container.ipc import DeadlineExceeded, NotFound, Unavailable, Unsupported
 from container.process import become_subreaper
 from container.runtime.cgroup import MOUNT, CgroupFolders, cgroup_path
-from container.runtime.children import AdoptedProcess, reap_group, reap_half_made
-from container.runtime.oci import ContainerProcess, OciRuntime, ProcessStdio, explained
+from container.runtime.children import (
+    AdoptedProcess,
+    FoundProcess,
+    is_half_made,
+    reap_group,
+    reap_half_made,
+)
+from container.runtime.oci import (
+    AskForOrphan,
+    ContainerProcess,
+    OciRuntime,
+    ProcessStdio,
+    explained,
+)
+from container.runtime.unfinished import end_calls
 
 _STRAY_SECONDS = 1.0
 CALL_SECONDS = 60.0
 """A call of an OCI runtime that takes longer is killed."""
 _KNOWN = ("runc", "crun")
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_log = logging.getLogger(__name__)
 _WITHOUT_UNIFIED = 'umount "$0" && exec "$@"'
 
 
@@ -184,6 +199,18 @@ class CommandLineRuntime(OciRuntime):
             await trio.to_thread.run_sync(CgroupFolders(cgroup_path(container)).thaw)
         except OSError as error:
             raise Unavailable(f"the container can't be resumed: {error.strerror}") from error
+
+    def find(
+        self, pid: int, began: int, pidfd: int | None, orphan: AskForOrphan
+    ) -> ContainerProcess:
+        return FoundProcess(pid, began, pidfd, orphan)
+
+    def has_begun(self, process: ContainerProcess) -> bool:
+        return not is_half_made(process.pid)
+
+    async def settle(self, container: str) -> None:
+        if await trio.to_thread.run_sync(end_calls, self._state):
+            _log.info("calls of the last helper of container %s were ended", container)
 
     async def delete(self, container: str) -> None:
         self._commands.pop(container, None)

@@ -7,12 +7,16 @@ same interface in memory, and one conformance suite runs against all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from container.ipc import ContainerError, InvalidArgument, NotFound, Unavailable
+
+AskForOrphan = Callable[[int], Awaitable[int | None]]
+"""Return the exit status of a process by its pid, 128+n for a signal; None if it is not known."""
 
 
 @frozen
@@ -56,8 +60,14 @@ class ContainerProcess(ABC):
         ...
 
     @abstractmethod
+    def descriptor(self) -> int | None:
+        """Return what names it for as long as it is open (its pidfd); None if there is none."""
+        ...
+
+    @abstractmethod
     def close(self) -> None:
-        """Let go of it; it runs on. Twice is no error."""
+        """Let go of it; it runs on. Its status, if it has ended, is the kernel's no more: it was
+        written down. Twice is no error."""
         ...
 
 
@@ -130,6 +140,30 @@ class OciRuntime(ABC):
         Raises:
             Unavailable: the kernel or the runtime refused.
         """
+        ...
+
+    @abstractmethod
+    def find(
+        self, pid: int, began: int, pidfd: int | None, orphan: AskForOrphan
+    ) -> ContainerProcess:
+        """Return a process that an earlier helper has made; it may have ended by now.
+
+        Args:
+            pid: Of it.
+            began: Its start time (`records.start_time`).
+            pidfd: Of it, where one was kept; owned.
+            orphan: Tells how a process has ended that is nobody's child here.
+        """
+        ...
+
+    @abstractmethod
+    def has_begun(self, process: ContainerProcess) -> bool:
+        """Return whether a first process was started: it runs, or ran, the container's command."""
+        ...
+
+    @abstractmethod
+    async def settle(self, container: str) -> None:
+        """End what an earlier helper had asked of this runtime, and did not live to see done."""
         ...
 
     @abstractmethod

@@ -17,7 +17,8 @@ from container.ipc import InvalidArgument, open_service
 from container.process import Context, run_process
 from container.runtime import kernel
 from container.runtime.gate import RuntimeGate
-from container.runtime.registration import connection_lost, stay_registered
+from container.runtime.keeping import LauncherKeeper
+from container.runtime.registration import stay_registered
 from container.runtime.service import SandboxService
 
 ENTRY = "container.runtime.process:main"
@@ -97,22 +98,29 @@ async def serve(context: Context) -> int | None:
         )
     hide_mounts()
     folder = options.folder or context.paths.containers / options.container_id
-    service = SandboxService(folder, options.container_id)
-    async with service, open_service(RuntimeGate(Sandbox, service), at=context.listener):
+    keeper = LauncherKeeper(unit(options.container_id, ()).name)
+    service = SandboxService(folder, options.container_id, keeper=keeper, kept=context.kept)
+    try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stay, context, options.container_id, nursery.cancel_scope)
-            await service.ended.wait()
+            # Before the service: an earlier helper's processes may have to be asked for there.
+            nursery.start_soon(_stay, context, options.container_id, keeper, nursery.cancel_scope)
+            async with service, open_service(RuntimeGate(Sandbox, service), at=context.listener):
+                await service.ended.wait()
             nursery.cancel_scope.cancel()
+    finally:
+        keeper.close()
     return None
 
 
-async def _stay(context: Context, container_id: str, scope: trio.CancelScope) -> None:
+async def _stay(
+    context: Context, container_id: str, keeper: LauncherKeeper, scope: trio.CancelScope
+) -> None:
     socket = context.paths.launcher_socket
     if context.owned:
         # A private system ends with its owner, and its containers with it.
         try:
             async with Launcher.connect(socket) as launcher:
-                await connection_lost(launcher)
+                await keeper.serve(launcher)
         finally:
             scope.cancel()
     assert context.listener is not None
@@ -121,6 +129,7 @@ async def _stay(context: Context, container_id: str, scope: trio.CancelScope) ->
         unit(container_id, tuple(sys.argv)),
         context.listener,
         socket,
+        until_gone=keeper.serve,
     )
 
 

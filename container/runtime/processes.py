@@ -2,20 +2,23 @@
 
 | state | on | becomes |
 |---|---|---|
-| (prepared) | the OCI runtime has made it | CREATED for the first process, RUNNING for a further
-one | | CREATED | start | RUNNING | | CREATED, RUNNING | the kernel says it ended, its output is in
-the log | EXITED |
+| (prepared) | the first process was made | CREATED |
+| (prepared) | a further process was made | RUNNING |
+| CREATED | start | RUNNING |
+| CREATED, RUNNING | the kernel says it ended, its output is in the log | EXITED |
 
 Exit status: what the kernel reports by pidfd; 128+n for signal n; None when it can't be known.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Self
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from container.contracts.runtime import (
     ExitStatus,
@@ -25,11 +28,14 @@ from container.contracts.runtime import (
     Started,
 )
 from container.ipc import InvalidState
+from container.runtime.keeping import Keeper
 from container.runtime.oci import ContainerProcess, Ended
+from container.runtime.records import ProcessRecord, Records, Step, start_time
 from container.runtime.stdio import Plumbing
 
 DRAIN_SECONDS = 2.0
 """How long output is awaited after a process has ended: another one may hold its pipe for ever."""
+_log = logging.getLogger(__name__)
 
 
 def exit_status(ended: Ended, *, out_of_memory: bool = False) -> ExitStatus:
@@ -48,9 +54,15 @@ def exit_status(ended: Ended, *, out_of_memory: bool = False) -> ExitStatus:
 class ManagedProcess:
     """A process that this helper has made or is about to make."""
 
+    number: int
+    """0 for the first; names it in records."""
+    label: str
+    """Names it at the keeper."""
     id: str
     spec: ProcessSpec
     plumbing: Plumbing
+    records: Records
+    keeper: Keeper
     state: ProcessState = ProcessState.CREATED
     handle: ContainerProcess | None = None
     """None until the OCI runtime has made it."""
@@ -61,6 +73,86 @@ class ManagedProcess:
     """Called once, when its output has ended and before anybody hears of its end."""
     supervised: bool = False
     """Whether a task awaits its end."""
+    doubtful: bool = False
+    """Whether it was found before its start was noted, and may have been started or not."""
+    _kept: list[str] = field(factory=list[str])
+    _began: int = 0
+
+    @classmethod
+    def found(
+        cls,
+        label: str,
+        record: ProcessRecord,
+        plumbing: Plumbing,
+        records: Records,
+        keeper: Keeper,
+        handle: ContainerProcess | None,
+    ) -> Self:
+        """Return a process that a helper before this one has made."""
+        states = {Step.STARTED: ProcessState.RUNNING, Step.ENDED: ProcessState.EXITED}
+        self = cls(
+            record.number,
+            label,
+            record.id,
+            record.spec,
+            plumbing,
+            records,
+            keeper,
+            state=states.get(record.step, ProcessState.CREATED),
+            handle=handle,
+            started_at=record.started_at,
+            exit=record.exit,
+            doubtful=record.step is Step.MADE,
+        )
+        self._began = record.start_time
+        if self.state is ProcessState.EXITED:
+            self.exited.set()
+        return self
+
+    def has_begun(self) -> None:
+        """Note that it runs, or did, though nobody has said that it was started."""
+        self.state, self.started_at = ProcessState.RUNNING, datetime.now(UTC)
+        if self.handle is not None:
+            self.doubtful = start_time(self.handle.pid) != self._began
+
+    def record(self, step: Step, status: ExitStatus | None = None) -> ProcessRecord:
+        """Return what is to be written of it."""
+        pid = 0 if self.handle is None else self.handle.pid
+        if pid and not self._began:
+            self._began = start_time(pid)
+        return ProcessRecord(
+            number=self.number,
+            id=self.id,
+            step=step,
+            spec=self.spec,
+            pid=pid,
+            start_time=self._began,
+            started_at=self.started_at,
+            exit=status,
+            outputs=self.plumbing.outputs(),
+        )
+
+    async def note(self, step: Step) -> None:
+        """Write down how far it has come."""
+        await trio.to_thread.run_sync(self._write, self.record(step))
+
+    def _write(self, record: ProcessRecord) -> None:
+        try:
+            self.records.write(record)
+        except OSError as error:
+            # No space is left, or the run is over and its folder gone: no reason to fail for.
+            _log.warning("process %s can't be written down: %s", self.id, error)
+
+    def keep(self) -> None:
+        """Have all that the next helper needs of it kept: its descriptors, and what names it."""
+        named = self.plumbing.descriptors()
+        if self.handle is not None and (pidfd := self.handle.descriptor()) is not None:
+            named["process"] = pidfd
+        for what, descriptor in named.items():
+            name = f"{self.label}.{what}"
+            if name not in self._kept:
+                self._kept.append(name)
+                self.keeper.keep(name, descriptor)
 
     def describe(self) -> SandboxProcess:
         """Return what the contract shows of it."""
@@ -115,12 +207,19 @@ class ManagedProcess:
             ended = await self._await_end(handle)
         finally:
             self.supervised = False
-        # Shielded, since a status that was read is nowhere else; a look at one small file.
+        # Shielded: a few small files.
         with trio.CancelScope(shield=True):
-            kills = 0
-            if memory_kills is not None:
-                kills = await trio.to_thread.run_sync(memory_kills)
-            self.finish(exit_status(ended, out_of_memory=kills > 0))
+            self.finish(await trio.to_thread.run_sync(self._write_end, ended, memory_kills))
+
+    def _write_end(self, ended: Ended, memory_kills: Callable[[], int] | None) -> ExitStatus:
+        # Written before anybody hears of it, and before the kernel forgets it.
+        status = exit_status(ended, out_of_memory=memory_kills is not None and memory_kills() > 0)
+        if self.doubtful and status.code == 1:
+            # So ends the OCI runtime's own first program when the helper that starts it is killed
+            # in the middle; and so may the container's command. They can't be told apart.
+            status = evolve(status, code=None)
+        self._write(self.record(Step.ENDED, status))
+        return status
 
     async def _await_end(self, handle: ContainerProcess) -> Ended:
         ended = Ended()
@@ -144,6 +243,8 @@ class ManagedProcess:
             return
         self.state = ProcessState.EXITED
         self.exit = status
+        for name in self._kept:
+            self.keeper.drop(name)
         self.plumbing.close()
         if self.handle is not None:
             self.handle.close()

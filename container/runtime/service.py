@@ -18,16 +18,18 @@ What is *not* here: the wire, the gate, the registration with a launcher; see `p
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shutil
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import trio
+from attrs import evolve
 
 from container.contracts.logs import LogStream, open_log
 from container.contracts.runtime import (
@@ -56,38 +58,24 @@ from container.ipc import (
     NotFound,
     Unavailable,
 )
-from container.runtime.adoption import (
-    FoundProcess,
-    RunRecord,
-    read_record,
-    start_time,
-    write_record,
-)
-from container.runtime.bundle import (
-    BundleFiles,
-    check_process,
-    check_spec,
-    configuration,
-    process_configuration,
-)
-from container.runtime.children import AdoptedProcess
-from container.runtime.command import missing_command
-from container.runtime.inside import InsideRoot
+from container.runtime.adoption import take_up
+from container.runtime.bundle import BundleFiles, check_process, check_spec
+from container.runtime.keeping import Keeper, NoKeeper
 from container.runtime.log import LogWriter
 from container.runtime.machinery import Machinery
-from container.runtime.oci import ContainerProcess, OciRuntime, ProcessStdio
+from container.runtime.making import make_process, resolve_further, unless_ended, write_bundle
+from container.runtime.oci import OciRuntime
 from container.runtime.processes import ManagedProcess
+from container.runtime.records import Found, Records, RunRecord, Step
 from container.runtime.signals import parse_signal
 from container.runtime.stdio import Plumbing
-from container.runtime.terminal import console_socket
-from container.runtime.user import resolve_user
 
 TEAR_DOWN_SECONDS = 15.0
 """For killing, deleting, unmounting; no cancellation cuts it short."""
 KILL_SECONDS = 10.0
 """From SIGKILL to the end of a process, which only a wedged kernel takes."""
-START_SECONDS = 1.0
-"""From the end of a process to giving up on an OCI runtime that starts it."""
+ENDED_MAX = 64
+"""Further processes of whose end the next helper can tell."""
 PROCESSES_MAX = 4096
 """Processes that are known at once; ended ones make room."""
 
@@ -103,13 +91,29 @@ class SandboxService(Actor, Sandbox):
         folder: The container's; `bundle` and `log` in it are ours.
         container_id: Its id.
         machinery: What it works with; None takes this machine's.
+        keeper: Who keeps descriptors for the next helper; None: there will be none.
+        kept: What was kept for this one, by name; its descriptors are taken over.
     """
 
-    def __init__(self, folder: Path, container_id: str, machinery: Machinery | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        container_id: str,
+        machinery: Machinery | None = None,
+        keeper: Keeper | None = None,
+        kept: dict[str, Fd] | None = None,
+    ) -> None:
         self._folder = folder
         self._id = container_id
         self._machinery = machinery or Machinery.real(folder, container_id)
         self._files = BundleFiles(folder / "bundle" / "run")
+        self._records = Records(folder / "bundle" / "records")
+        self._keeper = keeper or NoKeeper()
+        self._kept = {} if kept is None else kept
+        self._run: RunRecord | None = None
+        self._numbers = itertools.count()
+        self._ended_records: list[int] = []
+        self._adopted = False
         self._phase = SandboxPhase.EMPTY
         self._spec: SandboxSpec | None = None
         self._runtime: OciRuntime | None = None
@@ -133,67 +137,79 @@ class SandboxService(Actor, Sandbox):
                     await self._tear_down()
 
     async def begin(self) -> None:
+        for process in self._processes.values():
+            if process.id != INIT and process.state is not ProcessState.EXITED:
+                self.nursery.start_soon(self._supervise_further, process)
         first = self._processes.get(INIT)
-        if first is not None:
+        if first is None:
+            return
+        if first.state is ProcessState.EXITED or (self._run is not None and self._run.ending):
+            self.nursery.start_soon(self._end_run)
+        if first.state is not ProcessState.EXITED:
             self.nursery.start_soon(self._supervise_first, first)
 
     # --- taking up a run ---
 
     async def _take_up(self) -> None:
-        """Take up a container whose helper was killed, if there is one and it lives."""
-        record = await trio.to_thread.run_sync(read_record, self._files.folder)
-        if record is None or record.spec.id != self._id:
-            return
-        spec = record.spec
+        """Take up the container whose helper was killed, or undo what it had begun."""
+        found = await trio.to_thread.run_sync(self._records.read)
         try:
-            runtime = self._machinery.runtime(spec.runtime)
-            handle = FoundProcess(record)
-        except (ProcessLookupError, ContainerError) as error:
-            _log.info("the last run of container %s is not taken up: %s", self._id, error)
-            if spec.keep_log:
-                await trio.to_thread.run_sync(self._close_log)
-            return
-        sources: list[tuple[int, LogStream]] = []
-        if spec.keep_log:
-            self._log = LogWriter(self._folder / "log")
-            sources = handle.reopen_outputs(record.outputs)
-        started = record.started_at is not None
-        self._spec, self._runtime = spec, runtime
-        self._processes[INIT] = ManagedProcess(
-            INIT,
-            spec.process,
-            Plumbing.resume(self._log, sources),
-            state=ProcessState.RUNNING if started else ProcessState.CREATED,
-            handle=handle,
-            started_at=record.started_at,
-            at_end=self._first_ended,
+            if found is not None and found.run.spec.id == self._id:
+                if found.first is None:
+                    await self._undo(found)
+                else:
+                    await self._go_on(found)
+        except ContainerError as error:
+            _log.warning("the last run of container %s is not taken up: %s", self._id, error)
+        finally:
+            for name in tuple(self._kept):
+                self._kept.pop(name).close()
+                self._keeper.drop(name)
+        if self._phase is SandboxPhase.EMPTY:
+            await trio.to_thread.run_sync(self._close_log)
+
+    async def _undo(self, found: Found) -> None:
+        _log.info("what was begun of container %s is undone", self._id)
+        with _bounded(TEAR_DOWN_SECONDS):
+            await self._machinery.runtime(found.run.spec.runtime).settle(self._id)
+            await self._sweep()
+            await trio.to_thread.run_sync(self._records.clear)
+
+    async def _go_on(self, found: Found) -> None:
+        taken = await take_up(
+            found, self._folder, self._machinery, self._records, self._keeper, self._kept
         )
-        self._phase = SandboxPhase.RUNNING if started else SandboxPhase.CREATED
-        _log.info("took up container %s, process %s", self._id, record.pid)
+        self._run, self._spec, self._runtime, self._log = (
+            *(found.run, found.run.spec),
+            *(taken.runtime, taken.log),
+        )
+        self._processes, self._phase = taken.processes, taken.phase
+        self._numbers = itertools.count(max(p.number for p in found.processes) + 1)
+        self._ended_records = [
+            p.number for p in found.processes if p.step is Step.ENDED and p.id != INIT
+        ]
+        self._adopted = True
+        self._processes[INIT].at_end = self._first_ended
+        if taken.phase is SandboxPhase.STOPPED:
+            self._first_ended()
+        _log.info("took up container %s, which is %s", self._id, taken.phase.value)
 
     def _close_log(self) -> None:
+        if not (self._folder / "log").is_dir():
+            return
         with LogWriter(self._folder / "log") as log:
             log.mark(LogStream.END)  # or a follower would wait for it for ever
-
-    def _write_record(self, process: ManagedProcess) -> None:
-        assert self._spec is not None
-        if not isinstance(process.handle, AdoptedProcess):
-            return
-        began = start_time(process.handle.pid)
-        if began is None:
-            return
-        outputs = process.plumbing.outputs()
-        record = RunRecord(self._spec, process.handle.pid, began, process.started_at, outputs)
-        try:
-            write_record(self._files.folder, record)
-        except OSError as error:
-            # No space is left, or the run is over and its folder gone: no reason to fail a start.
-            _log.warning("the run's record can't be written: %s", error)
 
     # --- bootstrap ---
 
     async def bootstrap(self, spec: SandboxSpec, stdio: Stdio) -> None:
         async with self.exclusive("container"):
+            if self._adopted and self._phase is SandboxPhase.STOPPED:
+                # Its end is known to whoever asked; a new run must not depend on who was killed.
+                with _bounded(TEAR_DOWN_SECONDS):
+                    await self._tear_down()
+                self._processes.clear()
+                self._phase = SandboxPhase.EMPTY
             if self._phase is not SandboxPhase.EMPTY:
                 raise InvalidState(f"container {self._id} was bootstrapped already")
             if spec.id != self._id:
@@ -203,80 +219,62 @@ class SandboxService(Actor, Sandbox):
             runtime = self._machinery.runtime(spec.runtime)
             await self._sweep()
             self._spec, self._runtime = spec, runtime
-            self._down = self._ending = False
+            self._down = self._ending = self._adopted = False
             self._memory_kills = 0
             try:
                 await self._create(spec, stdio, runtime)
             except BaseException:
                 with _bounded(TEAR_DOWN_SECONDS):
                     await self._tear_down()
+                    await trio.to_thread.run_sync(self._records.clear)
                 self._processes.clear()
-                self._spec = self._runtime = self._log = None
+                self._run = self._spec = self._runtime = self._log = None
                 self._phase = SandboxPhase.EMPTY
                 raise
 
     async def _create(self, spec: SandboxSpec, stdio: Stdio, runtime: OciRuntime) -> None:
-        await trio.to_thread.run_sync(
-            lambda: self._files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        )
+        run = self._run = RunRecord.new(spec)
+        self._numbers = itertools.count()
+        await trio.to_thread.run_sync(self._begin_run, run)
         root = await self._machinery.root.mount(spec.layers, volatile=not spec.keep_log)
-        await trio.to_thread.run_sync(self._write_bundle, spec, root)
+        await trio.to_thread.run_sync(
+            write_bundle, self._files, self._machinery.machine, spec, root
+        )
         if spec.keep_log:
             self._log = await trio.to_thread.run_sync(LogWriter, self._folder / "log")
             self._log.mark(LogStream.START)
-        process = ManagedProcess(
-            INIT,
-            spec.process,
-            Plumbing.lay(spec.process, stdio, self._log),
-            at_end=self._first_ended,
+        process = self._processes[INIT] = self._new_process(
+            INIT, spec.process, Plumbing.lay(spec.process, stdio, self._log)
         )
-        self._processes[INIT] = process
-        await self._make(
+        process.at_end = self._first_ended
+        await make_process(
             process,
+            self._files.folder,
             lambda folder, descriptors, console: runtime.create(
                 spec.id, folder, descriptors, console
             ),
         )
-        await trio.to_thread.run_sync(self._write_record, process)
+        await process.note(Step.MADE)
         self._phase = SandboxPhase.CREATED
         self.nursery.start_soon(self._supervise_first, process)
 
-    def _write_bundle(self, spec: SandboxSpec, root: Path) -> None:
-        process = spec.process
-        with InsideRoot.open(root) as inside:
-            user = resolve_user(process.user, inside)
-            files = self._files.write_etc(spec)
-            whole = configuration(spec, user, root, files, self._machinery.machine)
-            # Where a mount of the user's may bring the folder or the command, we can't look.
-            if not spec.mounts and (error := missing_command(process, inside)):
-                raise error
-            if not any(
-                PurePosixPath(process.working_directory).is_relative_to(mount.destination)
-                for mount in spec.mounts
-            ):
-                _make_working_directory(inside, process.working_directory, user.uid, user.gid)
-        self._files.write(whole)
+    def _begin_run(self, run: RunRecord) -> None:
+        self._records.begin(run)
+        self._files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    async def _make(
-        self,
-        process: ManagedProcess,
-        make: Callable[[Path, ProcessStdio, str | None], Awaitable[ContainerProcess]],
-    ) -> None:
-        """Have the OCI runtime make a process, and take its terminal over if it has one."""
-        folder = self._files.folder
-        plumbing = process.plumbing
-        if not process.spec.terminal:
-            process.handle = await make(folder, plumbing.stdio, None)
-        else:
-            name = f"tty-{len(self._processes)}"
-            async with console_socket(folder, name) as console:
-                process.handle = await make(folder, plumbing.stdio, name)
-                # It is in the socket's queue by now.
-                plumbing.terminal_arrived(await console.receive())
-        plumbing.made()
+    def _new_process(self, process: str, spec: ProcessSpec, plumbing: Plumbing) -> ManagedProcess:
+        assert self._run is not None
+        number = next(self._numbers)
+        return ManagedProcess(
+            *(number, self._run.label(number), process),
+            *(spec, plumbing, self._records, self._keeper),
+        )
 
     async def _supervise_first(self, process: ManagedProcess) -> None:
         await process.supervise(self._count_memory_kills)
+        await self._end_run()
+
+    async def _end_run(self) -> None:
         with _bounded(TEAR_DOWN_SECONDS):
             await self._tear_down()
 
@@ -300,7 +298,7 @@ class SandboxService(Actor, Sandbox):
         if known is not None and known.state is not ProcessState.EXITED:
             raise AlreadyExists(f"process {process!r} exists")
         self._make_room()
-        self._processes[process] = ManagedProcess(
+        self._processes[process] = self._new_process(
             process, spec, Plumbing.lay(spec, stdio, None, keep=True)
         )
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -339,22 +337,25 @@ class SandboxService(Actor, Sandbox):
 
     async def _start_first(self, managed: ManagedProcess) -> None:
         assert self._runtime is not None
-        if not await _unless_ended(managed, self._runtime.start(self._id)):
+        managed.doubtful = False
+        if not await unless_ended(managed, self._runtime.start(self._id)):
             raise InvalidState(f"process {managed.id!r} ended before it was started")
         managed.started_at = datetime.now(UTC)
         if managed.state is ProcessState.CREATED:
             managed.state = ProcessState.RUNNING
             self._phase = SandboxPhase.RUNNING
-            await trio.to_thread.run_sync(self._write_record, managed)
+            await managed.note(Step.STARTED)
 
     async def _start_further(self, managed: ManagedProcess) -> None:
         runtime = self._runtime
         assert runtime is not None
         first = self._process(INIT).running()
         try:
-            process = await trio.to_thread.run_sync(_resolve_further, managed.spec, first.root)
-            await self._make(
+            process = await trio.to_thread.run_sync(resolve_further, managed.spec, first.root)
+            await managed.note(Step.MAKING)
+            await make_process(
                 managed,
+                self._files.folder,
                 lambda folder, descriptors, console: runtime.execute(
                     self._id, folder, process, descriptors, console
                 ),
@@ -363,12 +364,21 @@ class SandboxService(Actor, Sandbox):
             # What can't be started now never will: its id is free again, its descriptors closed.
             managed.finish(ExitStatus(code=None))
             self._processes.pop(managed.id, None)
+            await trio.to_thread.run_sync(self._records.remove, managed.number)
             if self._phase is not SandboxPhase.RUNNING:
                 raise InvalidState(f"container {self._id} has ended") from None
             raise
         managed.started_at = datetime.now(UTC)
         managed.state = ProcessState.RUNNING
-        self.nursery.start_soon(managed.supervise)
+        await managed.note(Step.STARTED)
+        self.nursery.start_soon(self._supervise_further, managed)
+
+    async def _supervise_further(self, process: ManagedProcess) -> None:
+        await process.supervise()
+        # Written down for who has not heard of it: what ended long ago nobody asks for any more.
+        self._ended_records.append(process.number)
+        while len(self._ended_records) > ENDED_MAX:
+            await trio.to_thread.run_sync(self._records.remove, self._ended_records.pop(0))
 
     def _process(self, process: str) -> ManagedProcess:
         try:
@@ -530,6 +540,8 @@ class SandboxService(Actor, Sandbox):
                         await self._sweep()
                     else:
                         await self._tear_down()
+                    await trio.to_thread.run_sync(self._records.clear)
+                    await self._keeper.flush()
         finally:
             self.ended.set()  # no checkpoint after it: the reply leaves before we are ended
 
@@ -539,6 +551,7 @@ class SandboxService(Actor, Sandbox):
             if self._down:
                 return
             self._ending = True
+            await trio.to_thread.run_sync(self._note_ending)
             for process in self._processes.values():
                 if process.handle is not None and process.state is not ProcessState.EXITED:
                     self._signal(process, 9)
@@ -553,6 +566,15 @@ class SandboxService(Actor, Sandbox):
             self._down = True
             if self._phase is not SandboxPhase.EMPTY:
                 self._phase = SandboxPhase.STOPPED
+
+    def _note_ending(self) -> None:
+        first = self._processes.get(INIT)
+        if self._run is None or first is None or first.state is ProcessState.EXITED:
+            return
+        try:
+            self._records.write_run(evolve(self._run, ending=True))
+        except OSError as error:
+            _log.warning("that container %s ends can't be written down: %s", self._id, error)
 
     async def _end_process(self, process: ManagedProcess) -> None:
         if process.handle is not None and process.state is not ProcessState.EXITED:
@@ -573,6 +595,7 @@ class SandboxService(Actor, Sandbox):
             # A process may fork between the kill and its own end: killed again until none is left.
             while not await trio.to_thread.run_sync(cgroup.remove):
                 await trio.to_thread.run_sync(cgroup.kill)
+                await trio.to_thread.run_sync(cgroup.thaw)
         await _attempt("unmount the root", self._machinery.root.unmount())
         await trio.to_thread.run_sync(lambda: shutil.rmtree(self._files.folder, ignore_errors=True))
 
@@ -587,51 +610,3 @@ async def _attempt(what: str, work: Awaitable[None]) -> None:
         await work
     except Exception:
         _log.exception("can't %s", what)
-
-
-async def _unless_ended(process: ManagedProcess, work: Awaitable[None]) -> bool:
-    """Await some work, but hardly longer than the process lives; return whether it was done."""
-    done = False
-    failure: ContainerError | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            await process.exited.wait()
-            # It may have been started and have ended before the work could say so.
-            await trio.sleep(START_SECONDS)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch)
-        try:
-            await work
-            done = True
-        except ContainerError as error:
-            failure = error  # raised outside: the nursery would wrap it in a group
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return done
-
-
-def _make_working_directory(inside: InsideRoot, path: str, user: int, group: int) -> None:
-    try:
-        inside.make_folder(path, user, group)
-    except NotADirectoryError:
-        raise InvalidArgument(f"working directory {path!r} is not a folder") from None
-    except OSError as error:
-        raise InvalidArgument(
-            f"working directory {path!r} can't be used: {error.strerror}"
-        ) from error
-
-
-def _resolve_further(spec: ProcessSpec, root: Path) -> dict[str, object]:
-    """Return the OCI form of a further process, resolved in what the first one sees."""
-    with InsideRoot.open(root) as inside:
-        user = resolve_user(spec.user, inside)
-        if error := missing_command(spec, inside):
-            raise error
-        if inside.stat(spec.working_directory) is None:
-            raise InvalidArgument(
-                f"working directory {spec.working_directory!r} is not in the container"
-            )
-    return process_configuration(spec, user)

@@ -2,16 +2,20 @@
 
 | | a descriptor was given | none: first process, log kept | none: otherwise |
 |---|---|---|---|
-| stdin | that one | `/dev/null`, or a pipe that we hold (`keep_input`) | the same |
+| stdin | that one | `/dev/null`, or a pipe without an end (`keep_input`) | the same |
 | stdout, stderr | that one | a pipe into the log | `/dev/null` |
 
 With a terminal all three are the terminal, whose master comes to us: its output goes to the log if
 one is kept, and its input comes from a pipe whose other end is handed out; else the master itself
 is handed out.
+
+What would be lost with this helper has a name (`descriptors`): under it a launcher keeps it, and
+the next helper's `resume` takes it up.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Self
 
@@ -40,6 +44,9 @@ class Plumbing:
     _stdio: ProcessStdio | None = None
     _master: int | None = None
     _input: tuple[int, int] | None = None
+    """Of the pipe into the terminal: where we read, and what is handed out."""
+    _spool: tuple[int, int] | None = None
+    """Of the pipe between the terminal and the log."""
 
     @classmethod
     def lay(
@@ -91,10 +98,14 @@ class Plumbing:
         return taken
 
     def _held_input(self) -> int:
+        # Open for writing too: it has no end while the process lives, whoever of us does.
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        self._theirs.append(read_end)
-        self._ours.append(write_end)
-        return read_end
+        try:
+            self._theirs.append(os.open(f"/proc/self/fd/{read_end}", os.O_RDWR | os.O_CLOEXEC))
+        finally:
+            os.close(read_end)
+            os.close(write_end)
+        return self._theirs[-1]
 
     def _output(self, given: Fd | None, stream: LogStream, null: int, keep: bool) -> int:
         if given is not None:
@@ -108,17 +119,66 @@ class Plumbing:
         return write_end
 
     @classmethod
-    def resume(cls, log: LogWriter | None, sources: list[tuple[int, LogStream]]) -> Self:
+    def resume(
+        cls,
+        process: ProcessSpec,
+        log: LogWriter | None,
+        kept: dict[str, Fd],
+        outputs: dict[int, int],
+        pid: int,
+    ) -> Self:
         """Return the plumbing of a process that another helper has made.
 
         Args:
+            process: What runs.
             log: Where its output goes.
-            sources: Pipes that it writes to; owned.
+            kept: What is left of `descriptors`, by name; what is used is taken out.
+            outputs: As `outputs` said.
+            pid: Of the process: what was not kept is opened again where it has it.
         """
-        self = cls(log)
-        self._sources = sources
-        self._ours = [source for source, _ in sources]
+        self = cls(log, process.terminal_size)
+        if terminal := kept.pop("terminal", None):
+            self._master = self._own(terminal)
+        if log is None:
+            return self
+        if self._master is not None:
+            self._input = self._own_pipe(kept, "input")
+            self._spool = self._own_pipe(kept, "spool")
+            self._log_terminal(self._master)
+        for stream in (LogStream.STDOUT, LogStream.STDERR):
+            inode = outputs.get(stream)
+            source = kept.pop(stream.name.lower(), None)
+            found = self._own(source) if source else None
+            if found is None and inode is not None:
+                found = _open_again(pid, stream, inode)
+                self._ours += [] if found is None else [found]
+            if found is not None:
+                self._sources.append((found, stream))
         return self
+
+    def _own(self, descriptor: Fd) -> int:
+        self._ours.append(descriptor.take())
+        return self._ours[-1]
+
+    def _own_pipe(self, kept: dict[str, Fd], name: str) -> tuple[int, int] | None:
+        if name not in kept or f"{name}-end" not in kept:
+            return None
+        return self._own(kept.pop(name)), self._own(kept.pop(f"{name}-end"))
+
+    def descriptors(self) -> dict[str, int]:
+        """Return, by name, what the next helper needs to go on."""
+        named = {
+            stream.name.lower(): source
+            for source, stream in self._sources
+            if stream is not LogStream.TERMINAL
+        }
+        if self._master is not None:
+            named["terminal"] = self._master
+        if self._input is not None:
+            named["input"], named["input-end"] = self._input
+        if self._spool is not None:
+            named["spool"], named["spool-end"] = self._spool
+        return named
 
     def outputs(self) -> dict[int, int]:
         """Return which of the process's descriptors are the log's pipes, by inode."""
@@ -135,11 +195,18 @@ class Plumbing:
         if self.terminal_size is not None:
             set_size(master, self.terminal_size)
         if self.log is not None:
-            os.set_blocking(master, False)
-            self._sources.append((master, LogStream.TERMINAL))
+            self._log_terminal(master)
+
+    def _log_terminal(self, master: int) -> None:
+        os.set_blocking(master, False)
+        self._sources.append((master, LogStream.TERMINAL))
+        if self._spool is None:
+            self._spool = os.pipe2(os.O_CLOEXEC)
+            self._ours += self._spool
+        if self._input is None:
             self._input = os.pipe2(os.O_CLOEXEC)
             self._ours += self._input
-            os.set_blocking(self._input[0], False)
+        os.set_blocking(self._input[0], False)
 
     def resize(self, size: TerminalSize) -> bool:
         """Set the window's size; False if there is no terminal."""
@@ -174,7 +241,8 @@ class Plumbing:
                 nursery.start_soon(_feed, self._input[0], self._master)
             async with trio.open_nursery() as outputs:
                 for source, stream in self._sources:
-                    outputs.start_soon(log.copy, source, stream)
+                    spool = self._spool if stream is LogStream.TERMINAL else None
+                    outputs.start_soon(log.copy, source, stream, spool)
             nursery.cancel_scope.cancel()
 
     def close(self) -> None:
@@ -182,27 +250,49 @@ class Plumbing:
         self.made()
         ours, self._ours = self._ours, []
         self._sources, self._master, self._input = [], None, None
+        self._spool = None
         for descriptor in ours:
             if trio.lowlevel.in_trio_run():
                 trio.lowlevel.notify_closing(descriptor)
             os.close(descriptor)
 
 
+def _open_again(pid: int, number: int, inode: int) -> int | None:
+    """Open a log's pipe for reading where the process has it, if it is still what it was."""
+    path = f"/proc/{pid}/fd/{number}"
+    try:
+        source = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if os.fstat(source).st_ino == inode:
+        return source
+    os.close(source)
+    return None
+
+
 async def _feed(source: int, terminal: int) -> None:
-    """Copy what is typed; small pieces, so a loop in Python is all it needs."""
+    """Move what is typed without taking it out of the kernel: nothing is lost with this helper."""
     while True:
         await trio.lowlevel.wait_readable(source)
+        await trio.lowlevel.wait_writable(terminal)
         try:
-            typed = os.read(source, 4096)
+            if not os.splice(source, terminal, 4096, flags=os.SPLICE_F_NONBLOCK):
+                return
         except BlockingIOError:
             continue
-        if not typed:
-            return
-        while typed:
-            await trio.lowlevel.wait_writable(terminal)
-            try:
-                typed = typed[os.write(terminal, typed) :]
-            except BlockingIOError:
-                continue
-            except OSError:
+        except OSError as error:
+            if error.errno != errno.EINVAL:
                 return  # EIO: the terminal's other side is gone
+            if not _feed_unspliced(source, terminal):
+                return
+
+
+def _feed_unspliced(source: int, terminal: int) -> bool:
+    """Move a little by hand, for a kernel that can't splice to a terminal; False at the end."""
+    try:
+        typed = os.read(source, 256)  # a terminal that can be written to has room for as much
+        return bool(typed) and os.write(terminal, typed) > 0
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False

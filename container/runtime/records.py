@@ -1,0 +1,174 @@
+"""What is written of a run, so that the next helper can go on where this one was killed.
+
+One small document for the run, written before anything is made for it, and one for each of its
+processes. A document says what is about to be done before it is done, and what is there afterwards:
+
+| document | says | a helper that finds it |
+|---|---|---|
+| the run's alone | something may have been made | undoes it |
+| process, MAKING | the OCI runtime may have made it | ends it: nobody was told of it |
+| process, MADE | it is there | takes it up |
+| process, STARTED | it was told to run | takes it up |
+| process, ENDED | how it ended | tells that |
+
+Nothing here is synced: no run outlives a power loss, and documents of another boot are void. They
+stay when a run has ended, for whoever has not asked yet how, until `shutdown` or the next run.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import shutil
+import uuid
+from datetime import datetime
+from pathlib import Path
+
+import cattrs
+from attrs import field, frozen
+from cattrs.preconf.json import JsonConverter, make_converter
+
+from container.contracts.runtime import INIT, ExitStatus, ProcessSpec, SandboxSpec
+
+RUN_NAME = "run.json"
+
+
+class Step(enum.Enum):
+    """How far a process has come."""
+
+    MAKING = "making"
+    MADE = "made"
+    STARTED = "started"
+    ENDED = "ended"
+
+
+@frozen
+class RunRecord:
+    """What a run is, and whether its end has begun."""
+
+    spec: SandboxSpec
+    boot: str
+    """The machine's boot, by the kernel's own id."""
+    run: str
+    """No other run has it: what is kept of another one is not taken for ours."""
+    ending: bool = False
+
+    @classmethod
+    def new(cls, spec: SandboxSpec) -> RunRecord:
+        """Return a run that begins now."""
+        return cls(spec, boot_id(), uuid.uuid4().hex[:12])
+
+    def label(self, number: int) -> str:
+        """Return what names one of its processes, and begins the name of all that is kept of it."""
+        return f"{self.run}.{number}"
+
+
+@frozen
+class ProcessRecord:
+    """One process of a run."""
+
+    number: int
+    """0 for the first; names its document."""
+    id: str
+    step: Step
+    spec: ProcessSpec
+    pid: int = 0
+    start_time: int = 0
+    """In clock ticks since boot: with the pid it names one process until the next boot."""
+    started_at: datetime | None = None
+    exit: ExitStatus | None = None
+    outputs: dict[int, int] = field(factory=dict[int, int])
+    """Descriptor of the process (1, 2) to the inode of the log's pipe that it is."""
+
+
+@frozen
+class Found:
+    """What is on disk of a run."""
+
+    run: RunRecord
+    processes: tuple[ProcessRecord, ...]
+    """By number."""
+
+    @property
+    def first(self) -> ProcessRecord | None:
+        """The first process, if it was made."""
+        return next((process for process in self.processes if process.id == INIT), None)
+
+
+@frozen
+class Records:
+    """The documents of a container's run. All methods block; a document that is there is complete.
+
+    Args:
+        folder: Of their own.
+    """
+
+    folder: Path
+
+    def begin(self, run: RunRecord) -> None:
+        """Forget the last run, and write that this one begins."""
+        self.clear()
+        self.folder.mkdir(mode=0o700, parents=True)
+        self.write_run(run)
+
+    def write_run(self, run: RunRecord) -> None:
+        """Write a run's document."""
+        self._write(RUN_NAME, _converter().dumps(run))
+
+    def write(self, process: ProcessRecord) -> None:
+        """Write a process's document."""
+        self._write(f"process-{process.number}.json", _converter().dumps(process))
+
+    def remove(self, number: int) -> None:
+        """Forget a process; none is no error."""
+        (self.folder / f"process-{number}.json").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Forget all; nothing is no error."""
+        if self.folder.is_dir():
+            # This one first: without it the others are of no run.
+            (self.folder / RUN_NAME).unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def read(self) -> Found | None:
+        """Return what is there of a run of this boot; None if nothing can be read."""
+        try:
+            run = _converter().loads((self.folder / RUN_NAME).read_text(), RunRecord)
+            files = sorted(self.folder.glob("process-*.json"))
+            processes = [_converter().loads(file.read_text(), ProcessRecord) for file in files]
+        except (OSError, ValueError, KeyError, cattrs.BaseValidationError):
+            return None  # of another version: as good as none, and swept with the rest
+        if run.boot != boot_id():
+            return None
+        return Found(run, tuple(sorted(processes, key=lambda process: process.number)))
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.folder / f".{name}"
+        temporary.write_text(text)
+        temporary.replace(self.folder / name)
+
+
+@functools.cache
+def _converter() -> JsonConverter:
+    return make_converter()
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return the id of this boot. Source: random(4)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def start_time(pid: int) -> int:
+    """Return when a process was started, in clock ticks since boot; 0 if there is none.
+
+    Source: proc(5).
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(text[text.rindex(")") + 2 :].split()[19])
