@@ -7,13 +7,19 @@ import os
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from container.contracts.apiserver import ContainerStatus
+from container.contracts.apiserver import (
+    ContainerStatus,
+    HealthStatus,
+    RestartCondition,
+    RestartPolicy,
+)
 from container.contracts.images import Platform, Scheme
 from container.contracts.logs import LogStream
 from container.contracts.runtime import ExitStatus, StopOptions
@@ -76,6 +82,71 @@ def test_inspect_prints_a_list_and_what_was_not_found(run: Any, three: Any) -> N
 def test_stop_sends_its_options_and_prints_the_names(run: Any, three: Any) -> None:
     assert run("stop", "-t", "2.5", "-s", "int", "web", "old").out == "web\nold\n"
     assert ("stop", "web", StopOptions("SIGINT", 2.5)) in three.calls
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart"])
+def test_a_container_has_its_own_timeout_unless_another_one_is_given(
+    run: Any, three: Any, verb: str
+) -> None:
+    three.add("slow", ContainerStatus.RUNNING, stop_timeout=None)
+    assert run(verb, "web").out == "web\n"
+    assert run(verb, "slow").out == "slow\n"
+    assert run(verb, "--time", "0", "web").status == 0
+    assert run(verb, "--time", "-1", "-s", "HUP", "web").status == 0
+    assert [call for call in three.calls if call[0] == verb] == [
+        (verb, "web", StopOptions(None, 10.0)),
+        (verb, "slow", StopOptions(None, None)),
+        (verb, "web", StopOptions(None, 0.0)),
+        (verb, "web", StopOptions("SIGHUP", None)),
+    ]
+    said = run(verb, "-t", "soon", "web")
+    assert (said.status, said.err.splitlines()[0]) == (
+        2,
+        'container: "soon" is no number of seconds: use a number, as in 10, or -1 to wait for ever',
+    )
+
+
+@pytest.mark.parametrize("verb", ["pause", "unpause"])
+def test_pause_and_unpause_print_the_names_and_tell_what_is_not_there(
+    run: Any, three: Any, verb: str
+) -> None:
+    said = run(verb, "web", "nobody")
+    assert (said.status, said.out) == (1, "web\n")
+    assert 'no container "nobody"' in said.err
+    assert (verb, "web") in three.calls
+    assert run(verb).status == 2
+
+
+def test_list_shows_what_is_paused_restarting_or_checked(run: Any, session: Any) -> None:
+    containers = session.fake_containers
+    containers.add("iced", ContainerStatus.PAUSED)
+    containers.add("again", ContainerStatus.RESTARTING, exit=ExitStatus(None))
+    now = datetime.now(UTC)
+    well = {"health_status": HealthStatus.UNHEALTHY, "started_at": now}
+    containers.add("ill", ContainerStatus.RUNNING, **well)
+    rows = run("list").out.splitlines()[1:]
+    assert rows[0].endswith("running for 0 seconds (unhealthy)")
+    assert rows[1].endswith("restarting (unknown)")
+    assert rows[2].endswith("paused")
+
+
+def test_inspect_tells_memory_restarts_and_health_and_an_unknown_code_as_none(
+    run: Any, session: Any
+) -> None:
+    session.fake_containers.add(
+        "web",
+        ContainerStatus.STOPPED,
+        exit=ExitStatus(137, 9, out_of_memory=True),
+        restart=RestartPolicy(RestartCondition.ON_FAILURE, 3),
+        restart_count=2,
+    )
+    session.fake_containers.add("lost", ContainerStatus.STOPPED, exit=ExitStatus(None))
+    web, lost = json.loads(run("inspect", "web", "lost").out)
+    assert web["exit"]["out_of_memory"] is True
+    assert web["restart"] == {"condition": "on-failure", "limit": 3}
+    assert web["restart_count"] == 2
+    assert (lost["exit"]["code"], lost["exit"]["out_of_memory"]) == (None, False)
+    assert "stopped (137, out of memory)" in run("ls", "-a").out
 
 
 def test_one_failure_of_many_leaves_the_others_done(run: Any, three: Any) -> None:
