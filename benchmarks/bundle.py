@@ -24,7 +24,11 @@ class Bundle:
 
     def argv(self, name: str) -> list[str]:
         """Return the command line that runs a container of this bundle to its end."""
-        return ["runc", "--root", str(self.state), "run", "--bundle", str(self.path), name]
+        return self.runc("run", "--bundle", str(self.path), name)
+
+    def runc(self, *arguments: str) -> list[str]:
+        """Return a command line of runc, its state in a folder of its own."""
+        return ["runc", "--root", str(self.state), *arguments]
 
 
 def write_bundle(system: System, arguments: Sequence[str]) -> Bundle:

@@ -12,80 +12,131 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.bundle import write_bundle
+from attrs import frozen
+
+from benchmarks.bundle import Bundle, write_bundle
 from benchmarks.figures import Figure, Goal
 from benchmarks.options import Options
-from benchmarks.podman import open_podman
+from benchmarks.podman import Podman, open_podman
 from benchmarks.system import IMAGE, open_system
 from benchmarks.worker import PeerUnavailable
 
 WARM_UP = 3
-RUNC, PODMAN = "run.none.runc", "run.none.podman"
-NAMES = (RUNC, PODMAN)
+RUNC, PODMAN, EXEC, LS = "run.none.runc", "run.none.podman", "exec.podman", "ls.podman"
+NAMES = (RUNC, PODMAN, EXEC, LS)
+HELD = "held"
+"""The container that `exec` and `ls` find."""
+
+Timed = Callable[[int], float]
+"""Do the same once more and return its milliseconds."""
+
+
+@frozen
+class _Row:
+    name: str
+    peer: str
+    limit: float
+    ours: Sequence[str]
+    """Our command line."""
+    theirs: Sequence[str]
+    """podman's; for `RUNC` there is none."""
+
+
+_RUN = ("run", "--rm", "--network", "none", IMAGE, "true")
+ROWS = (
+    _Row(RUNC, "runc create + runc start, same configuration", 2.0, _RUN, ()),
+    _Row(PODMAN, "podman run --rm --network none", 0.35, _RUN, _RUN),
+    _Row(EXEC, "podman exec", 0.3, ("exec", HELD, "true"), ("exec", HELD, "true")),
+    _Row(LS, "podman ps", 1.2, ("ls",), ("ps",)),
+)
 
 
 def measure(names: Sequence[str], options: Options) -> list[Figure]:
-    """Return milliseconds of `run --rm --network none IMAGE true`, ours and the peers'."""
-    values: dict[str, list[float]] = {}
+    """Return milliseconds of whole command lines, ours and the peers', in the same rounds."""
+    rows = [row for row in ROWS if row.name in names]
+    values: dict[str, tuple[list[float], list[float]]] = {row.name: ([], []) for row in rows}
     missing: dict[str, str] = {}
     with ExitStack() as stack:
-        sides: dict[str, Callable[[int], float]] = {}
         try:
-            system = stack.enter_context(open_system())
-            ours = system.argv("run", "--rm", "--network", "none", IMAGE, "true")
-            sides["ours"] = lambda _: _milliseconds(ours, system.environment)
-            if RUNC in names:
-                try:
-                    bundle = write_bundle(system, ["true"])
-                    sides[RUNC] = lambda n: _milliseconds(bundle.argv(f"bench-{n}"), os.environ)
-                except PeerUnavailable as error:
-                    missing[RUNC] = str(error)
-            if PODMAN in names:
-                try:
-                    podman = stack.enter_context(open_podman(system.layout, IMAGE))
-                    theirs = podman.argv("run", "--rm", "--network", "none", IMAGE, "true")
-                    sides[PODMAN] = lambda _: _milliseconds(theirs, podman.environment)
-                except PeerUnavailable as error:
-                    missing[PODMAN] = str(error)
+            sides = _sides(rows, stack, missing)
             for number in range(WARM_UP + options.rounds):
-                for name, side in sides.items():
-                    taken = side(number)
-                    if number >= WARM_UP:
-                        values.setdefault(name, []).append(taken)
+                for name, pair in sides.items():
+                    for side, found in zip(pair, values[name], strict=True):
+                        taken = side(number)
+                        if number >= WARM_UP:
+                            found.append(taken)
         except PeerUnavailable as error:
-            missing["ours"] = str(error)
-    figures = (
+            missing = {row.name: str(error) for row in rows}
+    return [
         Figure(
-            name=RUNC,
-            peer="runc run, same configuration",
+            name=row.name,
+            peer=row.peer,
             unit="ms",
-            ours=tuple(values.get("ours", ())),
-            theirs=tuple(values.get(RUNC, ())),
-            note=missing.get("ours") or missing.get(RUNC) or "",
-        ),
-        Figure(
-            name=PODMAN,
-            peer="podman run --rm --network none",
-            unit="ms",
-            ours=tuple(values.get("ours", ())),
-            theirs=tuple(values.get(PODMAN, ())),
+            ours=tuple(values[row.name][0]),
+            theirs=tuple(values[row.name][1]),
             goal=Goal.AT_MOST,
-            limit=1.0,
-            note=missing.get("ours") or missing.get(PODMAN) or "",
-        ),
-    )
-    return [figure for figure in figures if figure.name in names]
+            limit=row.limit,
+            note=missing.get(row.name, ""),
+        )
+        for row in rows
+    ]
+
+
+def _sides(
+    rows: Sequence[_Row], stack: ExitStack, missing: dict[str, str]
+) -> dict[str, tuple[Timed, Timed]]:
+    """Start both systems; return by row what is timed of each, and note what can't be."""
+    system = stack.enter_context(open_system())
+    system.call("run", "--detach", "--name", HELD, "--network", "none", IMAGE, "sleep", "10000")
+    sides: dict[str, tuple[Timed, Timed]] = {}
+    podman: Podman | None = None
+    for row in rows:
+        ours = _timed(system.argv(*row.ours), system.environment)
+        try:
+            if not row.theirs:
+                sides[row.name] = (ours, _create_and_start(write_bundle(system, ["true"])))
+                continue
+            if podman is None:
+                podman = stack.enter_context(open_podman(system.layout, IMAGE))
+                held = ("--name", HELD, "--network", "none", IMAGE, "sleep", "10000")
+                podman.call("run", "--detach", *held)
+            sides[row.name] = (ours, _timed(podman.argv(*row.theirs), podman.environment))
+        except PeerUnavailable as error:
+            missing[row.name] = str(error)
+    return sides
+
+
+def _timed(argv: Sequence[str], environment: Mapping[str, str]) -> Timed:
+    return lambda _: _milliseconds(argv, environment)
+
+
+def _create_and_start(bundle: Bundle) -> Timed:
+    def side(number: int) -> float:
+        name = f"bench-{number}"
+        taken = sum(
+            _milliseconds(bundle.runc(*arguments), os.environ)
+            for arguments in (("create", "--bundle", str(bundle.path), name), ("start", name))
+        )
+        _milliseconds(bundle.runc("delete", "--force", name), os.environ)
+        return taken
+
+    return side
 
 
 def _milliseconds(argv: Sequence[str], environment: Mapping[str, str]) -> float:
     started = time.perf_counter()
+    # No pipes: what `runc create` leaves waiting would keep them open.
     done = subprocess.run(
-        argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        argv,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
     )
     taken = (time.perf_counter() - started) * 1e3
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
-        raise PeerUnavailable(f"{Path(argv[0]).name} run: {said[-1]}")
+        raise PeerUnavailable(f"{' '.join(argv)} ended with {done.returncode}")
     return taken
 
 
