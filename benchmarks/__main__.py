@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import evolve
 
-from benchmarks import calls, channels, codec, containers, idle, memory, spawn, streams
+from benchmarks import calls, channels, codec, containers, idle, memory, spawn, streams, survival
 from benchmarks.figures import Figure, markdown, table
 from benchmarks.options import FULL_MEMORY_CALLS, SMOKE, Options
 from benchmarks.worker import PeerUnavailable
@@ -28,6 +28,7 @@ SUITES: Mapping[tuple[str, ...], Measure] = {
     spawn.NAMES: spawn.measure,
     containers.NAMES: containers.measure,
     streams.NAMES: streams.measure,
+    survival.NAMES: survival.measure,
 }
 """Names of rows, and what measures those of them that are asked for."""
 ALL = tuple(name for names in SUITES for name in names)

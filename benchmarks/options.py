@@ -25,6 +25,11 @@ class Options:
     idle_connections: int = 5000
     memory_calls: int = 100_000
     """Of `ipc.memory.*`; a tenth as many more are cancelled, and a tenth carry a descriptor."""
+    containers: int = 50
+    """That run while parts of the system are killed."""
+    fault_rounds: int = 15
+    """Of `heal.*` and `wedged.*`."""
+    held_containers: int = 200
 
 
 FULL_MEMORY_CALLS = 1_000_000
@@ -38,5 +43,8 @@ SMOKE = Options(
     idle_rounds=1,
     idle_connections=50,
     memory_calls=1000,
+    containers=3,
+    fault_rounds=1,
+    held_containers=4,
 )
 """Shows that a row can be measured, and says nothing else."""
