@@ -1,0 +1,382 @@
+"""Faults at every step: run an operation, and break one process at one of its steps.
+
+`python -m tests.faults.triples [--seed N] [--only PATTERN] [--count N] [--jobs N]`, or
+`scripts/faults`. Each operation is run once to see its steps, then once for each triple of step,
+process and fault. Afterwards the system is healed as a person would do it, by the next commands,
+and judged: the operation had its result or a clear error, `ls` is right, and `system check` finds
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import trio
+from attrs import define, field, frozen
+
+from container.audit import Kind, audit
+from container.audit.machine import group_folders, look
+from container.storage.paths import Paths
+from container.testing.busybox import Entry, write_layout
+from container.testing.fault_steps import VARIABLE, write_site
+from container.testing.faults import Fault, Gate, Plan, Step
+from tests.system.conftest import COMMAND, Machine
+
+BOUND = 60.0
+"""Seconds that any command may take, whatever was done to it."""
+DISK = "64m"
+SETTLE = 12.0
+SLEEP = ("sleep", "1000")
+
+
+@frozen
+class Operation:
+    """What is broken: a command line, what must be there for it, and what it must say."""
+
+    name: str
+    prepare: tuple[tuple[str, ...], ...]
+    command: tuple[str, ...]
+    status: int = 0
+    exists: bool | None = True
+    """Whether container `t` is there when it was done; None: it has nothing to do with it."""
+
+
+OPERATIONS = (
+    Operation("create", (), ("create", "--name", "t", "demo", *SLEEP)),
+    Operation("run", (), ("run", "--rm", "--name", "t", "demo", "sh", "-c", "exit 7"), 7, False),
+    Operation("start", (("create", "--name", "t", "demo", *SLEEP),), ("start", "t")),
+    Operation("detach", (), ("run", "-d", "--name", "t", "demo", *SLEEP)),
+    Operation(
+        "exec",
+        (("run", "-d", "--name", "t", "demo", *SLEEP),),
+        ("exec", "t", "sh", "-c", "exit 5"),
+        5,
+    ),
+    Operation("stop", (("run", "-d", "--name", "t", "demo", *SLEEP),), ("stop", "-t", "1", "t")),
+    Operation("delete", (("create", "--name", "t", "demo", *SLEEP),), ("rm", "t"), 0, False),
+    Operation("kill", (("run", "-d", "--name", "t", "demo", *SLEEP),), ("rm", "-f", "t"), 0, False),
+    Operation("load", (("image", "delete", "other"),), ("image", "load", "-i", "OTHER"), 0, None),
+    Operation(
+        "unpack",
+        (("image", "delete", "other"), ("image", "load", "-i", "OTHER")),
+        ("create", "--name", "t", "other", *SLEEP),
+    ),
+    Operation("tag", (), ("image", "tag", "demo", "tagged"), 0, None),
+    Operation("forget", (("image", "load", "-i", "OTHER"),), ("image", "delete", "other"), 0, None),
+)
+
+
+@frozen
+class Triple:
+    """One fault in one operation."""
+
+    operation: Operation
+    step: Step
+    fault: Fault
+
+    def __str__(self) -> str:
+        return f"{self.operation.name}: {self.fault.value} at {self.step}"
+
+
+@frozen
+class Verdict:
+    """What came of it."""
+
+    triple: Triple
+    reached: bool
+    problems: tuple[str, ...]
+    seconds: float
+
+
+@define
+class Bench:
+    """A private system on a small disk, whose processes tell their steps."""
+
+    machine: Machine
+    gate: Gate
+    ids: set[str] = field(factory=set[str])
+
+    @property
+    def paths(self) -> Paths:
+        """Its folders."""
+        return Paths(self.machine.root, self.machine.run_folder)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        """Run a command line within the bound."""
+        words = [str(self.machine.folder / "other") if w == "OTHER" else w for w in arguments]
+        return self.machine.run(*words, status=None, timeout=BOUND)
+
+    def prepare(self, operation: Operation) -> None:
+        """Make what the operation needs."""
+        self.command("ls")
+        for line in operation.prepare:
+            done = self.command(*line)
+            if done.returncode and line[:2] != ("image", "delete"):
+                raise RuntimeError(f"{line} failed: {done.stderr.decode()}")
+        self._remember()
+        # Helpers that are on their way out would be other steps each time.
+        self._quiet()
+
+    def _quiet(self) -> None:
+        trio.run(partial(audit, self.paths, settle=SETTLE))
+
+    def _remember(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.ids.update(n for n in os.listdir(self.paths.containers) if len(n) == 12)
+
+    def clean(self) -> list[str]:
+        """Heal, as a person would; return what is wrong even so."""
+        problems: list[str] = []
+        self._remember()
+        for line in (("ls", "-a"), ("rm", "-f", "t"), ("image", "delete", "tagged")):
+            done = self._within(line, problems)
+            if done is None:
+                continue
+            if line[0] == "rm" and done.returncode and b"no container" not in done.stderr:
+                problems.append(f"rm -f says {_last(done.stderr)}")
+        # Its image may be away when it is half loaded; it must come back.
+        listed = self._within(("ls", "-a", "--format", "json"), problems)
+        if listed is not None and (listed.returncode or json.loads(listed.stdout)):
+            problems.append(f"ls says {listed.stdout.decode()[:200]} {_last(listed.stderr)}")
+        report = trio.run(partial(audit, self.paths, also=self.ids, settle=SETTLE))
+        if any(finding.kind is Kind.LEFTOVER for finding in report.findings):
+            # Only the next start sweeps what was half made when no space or descriptor was left.
+            self._within(("system", "stop"), problems)
+            self._within(("ls",), problems)
+            report = trio.run(partial(audit, self.paths, also=self.ids, settle=SETTLE))
+        problems += [f"check: {f.kind.value} {f.subject}: {f.what}" for f in report.findings]
+        done = self._within(("run", "--rm", "demo", "true"), problems)
+        if done is not None and done.returncode:
+            problems.append(f"the next run says {done.returncode}: {_last(done.stderr)}")
+        return problems
+
+    def _within(
+        self, line: tuple[str, ...], problems: list[str]
+    ) -> subprocess.CompletedProcess[bytes] | None:
+        try:
+            return self.command(*line)
+        except subprocess.TimeoutExpired:
+            problems.append(f"{' '.join(line)} took above {BOUND:.0f} s")
+            return None
+
+    def steps(self, operation: Operation) -> list[Step]:
+        """Run an operation once and return its steps."""
+        self.prepare(operation)
+        self.gate.arm(None)
+        done = self.command(*operation.command)
+        steps = self.gate.disarm()
+        if done.returncode != operation.status:
+            raise RuntimeError(f"{operation.name} failed: {done.returncode} {done.stderr.decode()}")
+        self.clean()
+        return steps
+
+    def run(self, triple: Triple) -> Verdict:
+        """Run one triple, heal, and judge."""
+        began = time.monotonic()
+        operation = triple.operation
+        problems: list[str] = []
+        try:
+            self.prepare(operation)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            return Verdict(triple, False, (f"not prepared: {error}",), time.monotonic() - began)
+        self.gate.arm(Plan(triple.step, triple.fault, self.machine.root))
+        done = self._within(operation.command, problems)
+        self.gate.disarm()
+        if done is not None:
+            problems += _judge(operation, done)
+            problems += self._judge_list(operation, done)
+        problems += self.clean()
+        return Verdict(triple, self.gate.injected, tuple(problems), time.monotonic() - began)
+
+    def _judge_list(
+        self, operation: Operation, done: subprocess.CompletedProcess[bytes]
+    ) -> list[str]:
+        """Compare what the operation said with what `ls` says now."""
+        if operation.exists is None or done.returncode != operation.status:
+            return []
+        problems: list[str] = []
+        listed = self._within(("ls", "-a", "--format", "json"), problems)
+        if listed is None or listed.returncode:
+            return [*problems, "ls fails afterwards"]
+        there = any(row.get("name") == "t" for row in json.loads(listed.stdout))
+        if there != operation.exists:
+            problems.append(f"it was done, and container t is {'' if there else 'not '}there")
+        return problems
+
+
+def _judge(operation: Operation, done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    said = done.stderr.decode(errors="replace")
+    if "Traceback" in said or "a bug" in said:
+        return [f"it shows a bug: {said[-300:]}"]
+    if done.returncode == operation.status:
+        return []
+    if not said.strip():
+        return [f"it ends with {done.returncode} and says nothing"]
+    if operation.status and done.returncode == 0:
+        return ["it ends with 0, and the command did not"]
+    return []
+
+
+def _last(text: bytes) -> str:
+    lines = text.decode(errors="replace").strip().splitlines()
+    return lines[0][:200] if lines else ""
+
+
+@contextlib.contextmanager
+def bench() -> Iterator[Bench]:
+    """Start a private system on a small disk."""
+    folder = Path(tempfile.mkdtemp(prefix="cf-", dir="/run"))
+    root = folder / "root"
+    root.mkdir(mode=0o700)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=0700", "tmpfs", root], check=True
+    )
+    write_site(folder / "site")
+    write_layout(folder / "demo", name="demo")
+    write_layout(folder / "other", name="other", layers=[[Entry("extra", b"x" * 100_000)]])
+    search = os.pathsep.join(filter(None, (str(folder / "site"), os.environ.get("PYTHONPATH"))))
+    environment = {
+        **os.environ,
+        "CONTAINER_ROOT": str(root),
+        "CONTAINER_RUN": str(folder / "run"),
+        "CONTAINER_DEFAULT_REGISTRY": "127.0.0.1:1",
+        "NO_COLOR": "1",
+        "PYTHONPATH": search,
+        VARIABLE: str(folder / "gate"),
+    }
+    machine = Machine(folder, environment)
+    made: Bench | None = None
+    try:
+        with Gate(folder / "gate") as gate:
+            made = Bench(machine, gate)
+            done = made.command("image", "load", "-i", str(folder / "demo"))
+            assert done.returncode == 0, done.stderr
+            made.command("run", "--rm", "demo", "true")
+            yield made
+    finally:
+        machine.run("system", "stop", "--containers", status=None)
+        for container_id in made.ids if made is not None else ():
+            for group in group_folders(container_id):
+                for pid in (group / "cgroup.procs").read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+        for process in look(Paths(root, folder / "run")).processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        subprocess.run(["umount", "-l", root], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def triples(
+    made: Bench, operations: Sequence[Operation], only: str, chance: random.Random
+) -> list[Triple]:
+    """Enumerate all triples, in an order that the seed decides."""
+    found: list[Triple] = []
+    for operation in operations:
+        for step in dict.fromkeys(made.steps(operation)):
+            for fault in Fault:
+                if fault is Fault.FULL and step.step.startswith("ended"):
+                    continue  # what is done needs no space any more
+                found.append(Triple(operation, step, fault))
+    found = [triple for triple in found if only in str(triple)]
+    chance.shuffle(found)
+    return found
+
+
+def run_all(
+    count: int | None = None,
+    *,
+    seed: int = 0,
+    only: str = "",
+    seconds: float = float("inf"),
+    say: Callable[[str], None] = print,
+) -> list[Verdict]:
+    """Run triples, at most `count` and for at most so many seconds; return the verdicts."""
+    end = time.monotonic() + seconds
+    verdicts: list[Verdict] = []
+    named = [o for o in OPERATIONS if only.startswith(f"{o.name}:")]
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(bench())
+        every = triples(made, named or OPERATIONS, only, random.Random(seed))
+        say(f"seed {seed}: {len(every)} triples")
+        for triple in every[:count]:
+            if time.monotonic() > end:
+                break
+            if verdicts and verdicts[-1].problems:
+                # What is left of a failure must not be found again and again.
+                stack.close()
+                made = stack.enter_context(bench())
+            verdict = made.run(triple)
+            verdicts.append(verdict)
+            if len(verdicts) % 50 == 0:
+                failed = sum(bool(verdict.problems) for verdict in verdicts)
+                say(f"{len(verdicts)} run, {failed} failed")
+            if verdict.problems:
+                say(f"FAILED {triple} ({verdict.seconds:.1f} s)")
+                for problem in verdict.problems:
+                    say(f"       {problem}")
+    return verdicts
+
+
+def histogram(verdicts: Sequence[Verdict]) -> str:
+    """Return a table: by fault and process, how many were run, and how many failed."""
+    run: Counter[tuple[str, str]] = Counter()
+    failed: Counter[tuple[str, str]] = Counter()
+    for verdict in verdicts:
+        key = verdict.triple.fault.value, verdict.triple.step.process
+        run[key] += 1
+        failed[key] += bool(verdict.problems)
+    rows = [
+        f"{fault:<12} {process:<10} {count:>5} run {failed[fault, process]:>4} failed"
+        for (fault, process), count in sorted(run.items())
+    ]
+    missed = sum(not verdict.reached for verdict in verdicts)
+    return "\n".join([*rows, f"{len(verdicts)} in all; in {missed} the step was not reached"])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the script."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/faults", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--only", default="", help="run triples whose name has this in it")
+    parser.add_argument("--count", type=int, help="run at most so many")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--list", action="store_true", help="name them and run none")
+    options = parser.parse_args(arguments)
+    if not COMMAND.exists() or os.geteuid() != 0:
+        print("needs root and an installed container command")
+        return 2
+    if options.list:
+        with bench() as made:
+            for triple in triples(made, OPERATIONS, options.only, random.Random(options.seed)):
+                print(triple)
+        return 0
+    verdicts = run_all(
+        options.count,
+        seed=options.seed,
+        only=options.only,
+        seconds=options.seconds,
+        say=partial(print, flush=True),
+    )
+    print(histogram(verdicts))
+    return 1 if any(verdict.problems for verdict in verdicts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
