@@ -113,11 +113,11 @@ class Records:
 
     def write_run(self, run: RunRecord) -> None:
         """Write a run's document."""
-        self._write(RUN_NAME, _converter().dumps(run))
+        self._write(RUN_NAME, _CONVERTER.dumps(run))
 
     def write(self, process: ProcessRecord) -> None:
         """Write a process's document."""
-        self._write(f"process-{process.number}.json", _converter().dumps(process))
+        self._write(f"process-{process.number}.json", _CONVERTER.dumps(process))
 
     def remove(self, number: int) -> None:
         """Forget a process; none is no error."""
@@ -133,9 +133,9 @@ class Records:
     def read(self) -> Found | None:
         """Return what is there of a run of this boot; None if nothing can be read."""
         try:
-            run = _converter().loads((self.folder / RUN_NAME).read_text(), RunRecord)
+            run = _CONVERTER.loads((self.folder / RUN_NAME).read_text(), RunRecord)
             files = sorted(self.folder.glob("process-*.json"))
-            processes = [_converter().loads(file.read_text(), ProcessRecord) for file in files]
+            processes = [_CONVERTER.loads(file.read_text(), ProcessRecord) for file in files]
         except (OSError, ValueError, KeyError, cattrs.BaseValidationError):
             return None  # of another version: as good as none, and swept with the rest
         if run.boot != boot_id():
@@ -146,11 +146,6 @@ class Records:
         temporary = self.folder / f".{name}"
         temporary.write_text(text)
         temporary.replace(self.folder / name)
-
-
-@functools.cache
-def _converter() -> JsonConverter:
-    return make_converter()
 
 
 @functools.cache
@@ -172,3 +167,15 @@ def start_time(pid: int) -> int:
     except OSError:
         return 0
     return int(text[text.rindex(")") + 2 :].split()[19])
+
+
+def _prepared() -> JsonConverter:
+    """Return a converter whose code has been generated: once, before any helper is forked."""
+    converter = make_converter()
+    for record in (RunRecord, ProcessRecord):
+        converter.get_structure_hook(record)
+        converter.get_unstructure_hook(record)
+    return converter
+
+
+_CONVERTER = _prepared()
