@@ -13,7 +13,7 @@ import logging
 import trio
 from attrs import define, field
 
-from container.ipc import Fd
+from container.ipc import ContainerError, Fd
 from container.launcher.descriptors import DescriptorStore
 from container.notify import Notifier
 
@@ -34,7 +34,11 @@ def restore(store: DescriptorStore, stored: dict[str, Fd]) -> None:
         service, slash, name = rest.partition("/")
         if kind == KIND and slash:
             with stored.pop(full) as given:
-                store.keep(service, name, given)
+                try:
+                    store.keep(service, name, given)
+                except ContainerError as error:
+                    # Not worth the start of the launcher, which would fail again and again.
+                    _log.warning("%s is not kept any more: %s", full, error.message)
 
 
 @define(eq=False)

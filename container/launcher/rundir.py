@@ -15,10 +15,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from container.ipc import InvalidArgument, PermissionDenied, Unavailable
+from container.ipc import Fd, InvalidArgument, PermissionDenied, Unavailable
+from container.ipc.client import socket_path
 
-SOCKET_PATH_BOUND = 107
-"""Bytes of a socket's path that the kernel takes. Source: unix(7), `sun_path`."""
 BACKLOG = 1024
 """Connections that wait while a service starts; the kernel's own bound may be lower."""
 
@@ -103,20 +102,6 @@ class Inode:
         return cls(found.st_dev, found.st_ino)
 
 
-def check_socket_path(path: Path) -> None:
-    """Refuse a path that the kernel would not take.
-
-    Raises:
-        InvalidArgument: it is too long.
-    """
-    length = len(os.fsencode(path))
-    if length > SOCKET_PATH_BOUND:
-        raise InvalidArgument(
-            f"the socket path {path} has {length} bytes, and the kernel takes {SOCKET_PATH_BOUND}",
-            hint="name a shorter run directory by CONTAINER_RUN",
-        )
-
-
 def bind_listener(path: Path) -> tuple[socket.socket, Inode]:
     """Listen at `path` (mode 0600), taking the place of a stale socket.
 
@@ -129,7 +114,7 @@ def bind_listener(path: Path) -> tuple[socket.socket, Inode]:
         InvalidArgument: the path is too long, or something else than a socket is there.
         Unavailable: the kernel refused.
     """
-    check_socket_path(path)
+    socket_path(path)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         try:
@@ -154,6 +139,28 @@ def bind_listener(path: Path) -> tuple[socket.socket, Inode]:
     except OSError as error:
         raise Unavailable(f"can't listen at {path}: {error.strerror}") from error
     return listener, inode
+
+
+def listening_at(given: Fd, path: Path) -> socket.socket:
+    """Return a second descriptor of a socket that listens at `path`.
+
+    Raises:
+        InvalidArgument: what was given is another one.
+    """
+    try:
+        if not stat.S_ISSOCK(os.fstat(given.fileno()).st_mode):
+            raise InvalidArgument("what was given is no socket")
+        listener = socket.socket(fileno=os.dup(given.fileno()))
+    except OSError as error:
+        raise InvalidArgument(f"what was given is no socket: {error.strerror}") from error
+    if (
+        listener.family != socket.AF_UNIX
+        or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        or listener.getsockname() != str(path)
+    ):
+        listener.close()
+        raise InvalidArgument(f"the socket that was given does not listen at {path}")
+    return listener
 
 
 def unlink_socket(path: Path, inode: Inode | None) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import socket
-import stat
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -34,13 +33,14 @@ from container.ipc import (
     InvalidArgument,
     InvalidState,
     NotFound,
-    PermissionDenied,
     Unavailable,
     current_call,
 )
+from container.ipc.client import socket_path
 from container.launcher.children import Children
 from container.launcher.dependencies import before, dependents, each, in_order
-from container.launcher.descriptors import DescriptorStore, ancestry, listens
+from container.launcher.descriptors import ancestry
+from container.launcher.keeping import Keeping, check_keeper
 from container.launcher.limits import raise_open_files
 from container.launcher.logfiles import Logs
 from container.launcher.mirror import Mirror, restore
@@ -48,7 +48,7 @@ from container.launcher.notifications import SOCKET_NAME, Notification, listen, 
 from container.launcher.rundir import (
     Inode,
     bind_listener,
-    check_socket_path,
+    listening_at,
     somebody_listens,
     unlink_socket,
 )
@@ -68,6 +68,8 @@ LOGS_SECONDS = 60.0
 """Between looks at the sizes of logs."""
 UNNAMED = "stored"
 """The name of a descriptor that came by `FDSTORE=1` without one, as with systemd."""
+STOP_SLACK = 15.0
+"""Seconds beyond its stop timeout for a process to be killed, which the kernel may delay."""
 ENDING_BOUND = 30.0
 """Seconds for a clean-up without `shutdown`."""
 _OURS = (
@@ -127,7 +129,7 @@ class LauncherService(Actor, Launcher):
         self._environment = service_environment(paths, environment, owned=owner is not None)
         self._door = door
         self._preload = preload
-        self._mirror = None if notifier is None else Mirror(notifier)
+        self._notifier = notifier
         self._stored = stored or {}
         self._logs = Logs(paths.logs)
         self._caller = caller
@@ -148,7 +150,8 @@ class LauncherService(Actor, Launcher):
         children = Children()
         held, given = socket.socketpair()
         open_files = raise_open_files()
-        self._descriptors = descriptors = DescriptorStore()
+        self._keeping = Keeping(None if self._notifier is None else Mirror(self._notifier))
+        descriptors = self._keeping.store
         restore(descriptors, self._stored)
         surroundings = Surroundings(
             environment=self._environment,
@@ -217,8 +220,12 @@ class LauncherService(Actor, Launcher):
     async def _stop_all(self) -> None:
         async def stop(name: str) -> None:
             service = self._services.get(name)
-            if service is not None:
+            if service is None:
+                return
+            with trio.move_on_after(service.unit.stop_timeout + STOP_SLACK) as bound:
                 await service.retire()
+            if bound.cancelled_caught:
+                _log.error("%s did not end even by SIGKILL: it is left", name)
 
         units = [service.unit for service in self._services.values()]
         if self._stop_containers:
@@ -274,10 +281,10 @@ class LauncherService(Actor, Launcher):
         service.hear(said.fields)
         name = said.fields.get("FDNAME", UNNAMED)
         if said.fields.get("FDSTOREREMOVE") == "1":
-            await self._drop(service.unit.name, name)
+            await self._keeping.drop(service.unit.name, name)
         elif said.fields.get("FDSTORE") == "1":
             for given in said.descriptors:
-                await self._keep(service, name, given)
+                await self._keeping.keep(service.unit, name, given)
         # BARRIER=1 wants no more than that its descriptor is closed when all before was heard.
 
     def _sender(self, pid: int) -> Service | None:
@@ -328,11 +335,11 @@ class LauncherService(Actor, Launcher):
             service = self._services.get(name)
             if service is None:
                 await trio.lowlevel.checkpoint()
-                await self._drop(name)
+                await self._keeping.drop(name)
                 return
             await service.retire()
             service.close()
-            await self._drop(name)
+            await self._keeping.drop(name)
             del self._services[name]
 
     async def start(self, name: str) -> ServiceStatus:
@@ -371,7 +378,7 @@ class LauncherService(Actor, Launcher):
                     await trio.lowlevel.checkpoint()
                     return
                 raise AlreadyExists(f'another process serves "{unit.name}"')
-            listener = _listening(socket, path)
+            listener = listening_at(socket, path)
             inode = Inode.of(path)
             if known is not None:
                 if known.listener is not None:
@@ -397,7 +404,7 @@ class LauncherService(Actor, Launcher):
         await trio.lowlevel.checkpoint()
         found = self._get(service)
         self._check_keeper(found)
-        await self._keep(found, name, descriptor)
+        await self._keeping.keep(found.unit, name, descriptor)
 
     async def drop(self, service: str, name: str) -> None:
         """Close what is kept for a service; see the contract."""
@@ -405,7 +412,7 @@ class LauncherService(Actor, Launcher):
         found = self._services.get(service)
         if found is not None:
             self._check_keeper(found)
-            await self._drop(service, name)
+            await self._keeping.drop(service, name)
 
     async def orphan(self, pid: int) -> int | None:
         """Return how an orphan ended, once; see the contract."""
@@ -422,7 +429,7 @@ class LauncherService(Actor, Launcher):
             run=str(self._paths.run),
             started=self._started,
             services=tuple(self._status(one) for _, one in sorted(self._services.items())),
-            supervisor="" if self._mirror is None else "systemd",
+            supervisor="" if self._notifier is None else "systemd",
         )
 
     async def shutdown(self, stop_containers: bool = False) -> None:
@@ -435,37 +442,13 @@ class LauncherService(Actor, Launcher):
 
     # --- inside ---
 
-    async def _keep(self, service: Service, name: str, given: Fd) -> None:
-        if service.path is None and listens(given.fileno()):
-            raise InvalidArgument(
-                f'"{service.unit.name}" has no socket of its own, and would take this one for it'
-            )
-        with given.duplicate() as mirrored:
-            self._descriptors.keep(service.unit.name, name, given)
-            if self._mirror is not None:
-                await self._mirror.keep(service.unit.name, name, mirrored.fileno())
-
-    async def _drop(self, service: str, name: str = "") -> None:
-        for each_name in (name,) if name else self._descriptors.names(service):
-            self._descriptors.drop(service, each_name)
-            if self._mirror is not None:
-                await self._mirror.drop(service, each_name)
-
     def _status(self, service: Service) -> ServiceStatus:
-        return evolve(service.status(), kept=len(self._descriptors.names(service.unit.name)))
+        return evolve(service.status(), kept=len(self._keeping.store.names(service.unit.name)))
 
     def _check_keeper(self, service: Service) -> None:
-        """Refuse a call of a process that neither serves this service nor is the API server."""
-        caller = self._caller()
-        above = ancestry(caller)
-        for one in (service, self._services.get(API_SERVER)):
-            if one is not None and one.process is not None and one.process.pid in above:
-                return
-        name = service.unit.name
-        raise PermissionDenied(
-            f'process {caller} may not keep for service "{name}"',
-            hint="its own process may, those below that one, and the API server",
-        )
+        both = (service, self._services.get(API_SERVER))
+        admitted = [one.process.pid for one in both if one is not None and one.process is not None]
+        check_keeper(self._caller(), service.unit.name, admitted)
 
     def hide(self) -> None:
         """Unlink the launcher's own sockets, so that who comes now starts the next launcher."""
@@ -518,28 +501,11 @@ class LauncherService(Actor, Launcher):
         if unit.listen is None:
             return None
         path = self._paths.run / unit.listen
-        check_socket_path(path)
+        socket_path(path)
         for other in self._services.values():
             if other.path == path and other.unit.name != unit.name:
                 raise AlreadyExists(f'the socket {path} belongs to service "{other.unit.name}"')
         return path
-
-
-def _listening(given: Fd, path: Path) -> socket.socket:
-    try:
-        if not stat.S_ISSOCK(os.fstat(given.fileno()).st_mode):
-            raise InvalidArgument("what was given is no socket")
-        listener = socket.socket(fileno=os.dup(given.fileno()))
-    except OSError as error:
-        raise InvalidArgument(f"what was given is no socket: {error.strerror}") from error
-    if (
-        listener.family != socket.AF_UNIX
-        or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        or listener.getsockname() != str(path)
-    ):
-        listener.close()
-        raise InvalidArgument(f"the socket that was given does not listen at {path}")
-    return listener
 
 
 def service_environment(

@@ -49,7 +49,7 @@ async def test_a_run_directory_that_is_a_link_is_refused(paths: Paths) -> None:
 
 async def test_a_launcher_that_can_not_start_says_why_to_who_started_it(paths: Paths) -> None:
     long = Paths(root=paths.root, run=paths.run.with_name("x" * 100))
-    with pytest.raises(InvalidArgument, match="the kernel takes 107"):
+    with pytest.raises(InvalidArgument, match="107 bytes are allowed"):
         await ensure_running(long)
     await until(lambda: not processes_of(long))
 

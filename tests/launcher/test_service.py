@@ -114,7 +114,7 @@ async def test_registering_again_is_idempotent_for_an_equal_unit_alone(system: S
         ("one", "../x.sock", "not a path below"),
         ("one", "/x.sock", "not a path below"),
         ("one", "launcher.sock", "launcher's own"),
-        ("one", "x" * 120, "the kernel takes 107"),
+        ("one", "x" * 120, "107 bytes are allowed"),
     ],
 )
 async def test_a_bad_name_or_path_is_refused_by_its_rule(
