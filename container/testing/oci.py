@@ -18,7 +18,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from container.runtime.cgroup import ControlGroup
 from container.runtime.kernel import Machine
 from container.runtime.machinery import Machinery
 from container.runtime.oci import (
+    AskForOrphan,
     ContainerProcess,
     Ended,
     OciRuntime,
@@ -38,6 +39,9 @@ from container.runtime.oci import (
     command_not_found,
 )
 from container.runtime.rootfs import RootFilesystem
+
+FIRST_PID = 5_000_000
+"""Above all that a kernel gives: no process of the machine is meant."""
 
 
 @frozen
@@ -237,6 +241,9 @@ class PlayedProcess(ContainerProcess):
             if not self._over.is_set():
                 self.send_signal(number)
 
+    def descriptor(self) -> int | None:
+        return None
+
     def close(self) -> None:
         pass
 
@@ -313,6 +320,17 @@ class RecordedRuntime(Actor, OciRuntime):
     def _of(self, container: str) -> list[PlayedProcess]:
         return [process for process in self.processes if process.container == container]
 
+    def find(
+        self, pid: int, began: int, pidfd: int | None, orphan: AskForOrphan
+    ) -> ContainerProcess:
+        return self.processes[pid - FIRST_PID]
+
+    def has_begun(self, process: ContainerProcess) -> bool:
+        return isinstance(process, PlayedProcess) and process.gate.is_set()
+
+    async def settle(self, container: str) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def delete(self, container: str) -> None:
         self.calls.append(RecordedCall("delete", container))
         process = self.containers.pop(container, None)
@@ -355,7 +373,7 @@ class RecordedRuntime(Actor, OciRuntime):
             owned = [os.dup(descriptor) for descriptor in descriptors]
         made = PlayedProcess(
             container=container,
-            pid=100_000 + len(self.processes),
+            pid=FIRST_PID + len(self.processes),
             root=root,
             play=Play(arguments, environment, owned),
             program=program,
@@ -464,6 +482,9 @@ class RecordedCgroup(ControlGroup):
 
     def kill(self) -> None:
         self.kills += 1
+
+    def kill_strays(self, known: Collection[int]) -> None:
+        pass
 
     def remove(self) -> bool:
         return True

@@ -1,9 +1,10 @@
 """A runtime helper that kills itself, once, at a chosen step of a chosen call.
 
 A step is any look at or change of the world that Python makes: opening, renaming and removing
-files, starting programs, using sockets, calling the C library. `KILLED_IN` names the call,
-`KILLED_AT` the number of the step, `KILLED_FLAG` a file that is removed when it happens: the next
-helper lives. Without a number the steps are counted, and written to the flag's file at the end.
+files, starting programs, using sockets, calling the C library. `KILLED_IN` names the call, or
+several that follow each other, `KILLED_AT` the number of the step, `KILLED_FLAG` a file that is
+removed when it happens: the next helper lives. Without a number the steps are counted, and written
+to the flag's file at the end.
 """
 
 from __future__ import annotations
@@ -24,27 +25,35 @@ STEPS = (
 
 
 class Killer:
-    """Count steps while a call is in progress."""
+    """Count steps while a call is in progress, for the first time."""
 
-    def __init__(self, call: str, at: int, flag: Path) -> None:
+    def __init__(self, calls: list[str], at: int, flag: Path) -> None:
         self.at = at
         self.flag = flag
         self.count = 0
         self.active = False
+        self.rest = calls
+        for call in calls:
+            self.watch(call)
+        sys.addaudithook(self.step)
+
+    def watch(self, call: str) -> None:
         original = getattr(SandboxService, call)
 
         @functools.wraps(original)
-        async def watched(*arguments: Any) -> Any:
-            self.active = os.path.exists(flag)  # noqa: ASYNC240
+        async def watched(*arguments: Any, **named: Any) -> Any:
+            ours = self.rest[:1] == [call] and os.path.exists(self.flag)  # noqa: ASYNC240
+            if ours:
+                del self.rest[0]
+                self.active = True
             try:
-                return await original(*arguments)
+                return await original(*arguments, **named)
             finally:
-                if self.active and not self.at:
+                if ours and not self.rest and not self.at and not self.flag.read_text():
                     self.active = False
-                    flag.write_text(str(self.count))  # noqa: ASYNC240
+                    self.flag.write_text(str(self.count))
 
         setattr(SandboxService, call, watched)
-        sys.addaudithook(self.step)
 
     def step(self, event: str, _: tuple[object, ...]) -> None:
         if not self.active or not event.startswith(STEPS):
@@ -59,5 +68,5 @@ class Killer:
 def main() -> int:
     """Run the helper."""
     if call := os.environ.get("KILLED_IN"):
-        Killer(call, int(os.environ.get("KILLED_AT", "0")), Path(os.environ["KILLED_FLAG"]))
+        Killer(call.split(), int(os.environ.get("KILLED_AT", "0")), Path(os.environ["KILLED_FLAG"]))
     return process.main()

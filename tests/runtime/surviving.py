@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from attrs import define, evolve, field
 from container.contracts.launcher import Launcher
 from container.contracts.logs import LogStream, decode_records
 from container.contracts.runtime import ProcessSpec, Sandbox, SandboxGate, SandboxSpec
-from container.ipc import ContainerError
+from container.ipc import ContainerError, PeerGone
 from container.launcher.boot import ensure_running, wait_stopped
 from container.runtime.cgroup import CgroupFolders, cgroup_path
 from container.runtime.process import unit
@@ -72,10 +72,16 @@ class Survivor:
     async def sandbox(self) -> AsyncGenerator[Sandbox]:
         """Connect to the container's helper, which that starts if need be."""
         with trio.fail_after(BOUND):
-            async with SandboxGate.connect(self.socket) as gate:
-                endpoint = await gate.open()
-                async with endpoint.connect() as sandbox:
-                    yield sandbox
+            async with AsyncExitStack() as stack:
+                while True:
+                    try:
+                        gate = await stack.enter_async_context(SandboxGate.connect(self.socket))
+                        endpoint = await gate.open()
+                        break
+                    except PeerGone:
+                        # A helper that is ending took the connection: the next one will.
+                        await trio.sleep(0.01)
+                yield await stack.enter_async_context(endpoint.connect())
 
     async def helper(self) -> int:
         """Return the helper's pid."""
@@ -124,10 +130,13 @@ class Survivor:
         return data
 
     def ended(self) -> bool:
-        """Return whether the log says, once, that the run has ended."""
+        """Return whether the log says of each run that it began and that it has ended."""
         found = decode_records((self.folder / "log" / "index").read_bytes())
-        ends = [record for record in found if record.stream is LogStream.END]
-        return len(ends) == 1 and found[-1] is ends[0]
+        marks = [r.stream for r in found if r.stream in (LogStream.START, LogStream.END)]
+        return (
+            marks == [LogStream.START, LogStream.END] * (len(marks) // 2)
+            and found[-1].stream is LogStream.END
+        )
 
     def inside(self) -> set[int]:
         """Return the processes of the container."""
@@ -174,6 +183,11 @@ def launcher_running() -> Generator[Paths]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
+    async def begin() -> None:
+        assert await ensure_running(paths)
+        async with Launcher.connect(paths.launcher_socket) as launcher:
+            await _without_apiserver(launcher)
+
     async def end() -> None:
         with trio.move_on_after(BOUND), contextlib.suppress(ContainerError):
             async with Launcher.connect(paths.launcher_socket) as launcher:
@@ -181,7 +195,7 @@ def launcher_running() -> Generator[Paths]:
         await wait_stopped(paths)
 
     try:
-        assert trio.run(ensure_running, paths)
+        trio.run(begin)
         yield paths
     finally:
         trio.run(end)
@@ -203,6 +217,11 @@ async def connected(paths: Paths, layer: Path, runtime: str = "runc") -> AsyncGe
             print(f"--- {log.name}\n{log.read_text()}")  # shown when a test fails
 
 
+async def _without_apiserver(launcher: Launcher) -> None:
+    # It ends helpers of containers that it does not know: ours.
+    await launcher.remove("apiserver")
+
+
 @asynccontextmanager
 async def next_launcher(system: System) -> AsyncGenerator[None]:
     """Kill the launcher and start the next one; `system` speaks to that in the block."""
@@ -211,6 +230,7 @@ async def next_launcher(system: System) -> AsyncGenerator[None]:
     await until(lambda: not alive(last))
     assert await ensure_running(system.paths)
     async with Launcher.connect(system.paths.launcher_socket) as launcher:
+        await _without_apiserver(launcher)
         system.launcher = launcher
         yield
 
