@@ -33,6 +33,7 @@ from container.ipc import (
     NotFound,
     Overloaded,
     Unavailable,
+    actor_statistics,
     in_memory,
 )
 
@@ -140,6 +141,48 @@ async def test_a_wedged_container_delays_no_other(
         nursery.cancel_scope.cancel()
     await trio.sleep(11)
     assert world.left() == [wedged.id, f"hold {wedged.id}"]
+
+
+async def test_nobody_waits_for_the_sections_of_a_container_whose_helper_is_frozen(
+    autojump_clock: Any, world: Any, containers: Any
+) -> None:
+    fine = [await world.started(containers) for _ in range(50)]
+    wedged = await world.started(containers)
+    frozen = world.sandboxes[wedged.id]
+
+    async def mute(*_: Any) -> Any:
+        await trio.sleep_forever()
+
+    for name in ("state", "stop", "kill", "shutdown", "wait"):
+        setattr(frozen, name, mute)
+    await containers.list()
+    most = 0
+
+    class Sections(trio.abc.Instrument):
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            nonlocal most
+            for section in actor_statistics(containers).sections:
+                if section.key == wedged.id:
+                    most = max(most, section.waiting)
+
+    instrument = Sections()
+    trio.lowlevel.add_instrument(instrument)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(containers.delete, wedged.id, True)
+        nursery.start_soon(containers.list)
+        await trio.testing.wait_all_tasks_blocked()
+        start = trio.current_time()
+        async with trio.open_nursery() as others:
+            for made in fine:
+                others.start_soon(containers.get, made.id)
+                others.start_soon(containers.pause, made.id)
+                others.start_soon(containers.restart, made.id)
+            others.start_soon(containers.list)
+        assert trio.current_time() - start < 1, "their own time, and none of the frozen one's"
+        assert wedged.id in world.folders(), "it is still being removed"
+    trio.lowlevel.remove_instrument(instrument)
+    assert most <= 1, "nobody but the watch of its own run"
+    assert wedged.id not in world.folders()
 
 
 async def test_who_waits_for_a_wedged_container_is_told_before_the_deadline_what_holds_it(

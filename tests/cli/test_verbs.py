@@ -23,7 +23,7 @@ from container.contracts.apiserver import (
 from container.contracts.images import Platform, Scheme
 from container.contracts.logs import LogStream
 from container.contracts.runtime import ExitStatus, StopOptions
-from container.ipc import Incompatible, InternalError
+from container.ipc import Fate, Incompatible, InternalError, PeerGone, Unavailable
 
 
 @pytest.fixture
@@ -422,3 +422,16 @@ def test_a_reader_that_is_gone_ends_a_list_quietly(fake_program: str) -> None:
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"[status 141]\n")
+
+
+def test_wait_goes_on_with_the_next_api_server(run: Any, three: Any) -> None:
+    three.wait_error = PeerGone("the API server is gone", fate=Fate.UNKNOWN)
+    assert run("wait", "old") == (0, "3\n", "")
+
+
+def test_wait_ends_when_the_system_stops(run: Any, three: Any, session: Any) -> None:
+    three.wait_error = Unavailable("container-apiserver is stopping")
+    session.fake_launcher = None
+    said = run("wait", "old")
+    assert (said.status, said.out) == (1, "")
+    assert said.err.startswith("container: the system has stopped\nhint: ")

@@ -12,13 +12,10 @@ from container.cli.durations import parse_moment
 from container.cli.failure import UsageRefused, say
 from container.cli.groups import Verb
 from container.cli.output import format_option, plain
-from container.cli.session import QUICK, Session
+from container.cli.session import Session
 
 if TYPE_CHECKING:
     from container.contracts.apiserver import Event, EventFilter, EventKind
-
-RECONNECTING = 60.0
-"""Seconds for an API server that went away to be back."""
 
 HELP = """Show what happens to containers, one line an event, until Ctrl-C or the system stops.
 
@@ -90,9 +87,9 @@ def _kind(text: str) -> EventKind:
 
 
 async def _events(session: Session, wanted: EventFilter, output: str) -> None:
-    import trio
     from attrs import evolve
 
+    from container.cli.reconnecting import comes_back
     from container.ipc import PeerGone, ScopeEnded, Unavailable
 
     began = datetime.now(UTC)
@@ -111,33 +108,10 @@ async def _events(session: Session, wanted: EventFilter, output: str) -> None:
                 raise
         if wanted.after is None and wanted.since is None:
             wanted = evolve(wanted, since=began)
-        with trio.fail_after(RECONNECTING):
-            if not await _comes_back(session):
-                say("the system has stopped")
-                return
+        if not await comes_back(session):
+            say("the system has stopped")
+            return
         say("the API server was restarted: what happened meanwhile may be missing")
-
-
-async def _comes_back(session: Session) -> bool:
-    """Return whether the API server is there again; False when the whole system has stopped."""
-    import trio
-
-    from container.ipc import Fate, PeerGone
-
-    while True:
-        try:
-            # The launcher first: connecting to the API server starts it, which a system that is
-            # about to stop should be spared.
-            async with session.launcher() as launcher:
-                with trio.fail_after(QUICK):
-                    await launcher.status()
-            async with session.containers(start=False):
-                return True
-        except PeerGone as gone:
-            if gone.fate is Fate.REFUSED:
-                return False
-        # It ended under us, as one that is being stopped does: a moment later we are refused.
-        await trio.sleep(0.05)
 
 
 def _show(event: Event, output: str) -> None:
