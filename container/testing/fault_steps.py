@@ -97,7 +97,12 @@ def tell(path: str, step: str) -> None:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(WAIT_SECONDS)
             connection.connect(path)
-            word = {"pid": os.getpid(), "process": _name(), "step": _RANDOM.sub("*", step)}
+            word = {
+                "pid": os.getpid(),
+                "process": _name(),
+                "step": _RANDOM.sub("*", step),
+                "free": connection.fileno(),  # the lowest that is free once this is closed
+            }
             connection.sendall(json.dumps(word).encode() + b"\n")
             connection.recv(1)
     except OSError:

@@ -153,7 +153,7 @@ class Gate:
                 plan = self._plan
                 if plan is not None and not self.injected and step == plan.at:
                     self.injected = True
-                    self._inject(plan, word["pid"])
+                    self._inject(plan, word["pid"], word["free"])
                 if not (self.injected and plan is not None and plan.fault is Fault.KILL):
                     connection.sendall(b"g")
 
@@ -164,7 +164,7 @@ class Gate:
             self._steps.append(step)
             return step
 
-    def _inject(self, plan: Plan, pid: int) -> None:
+    def _inject(self, plan: Plan, pid: int, free: int) -> None:
         match plan.fault:
             case Fault.KILL:
                 os.kill(pid, signal.SIGKILL)
@@ -177,12 +177,6 @@ class Gate:
                 fill(plan.root)
             case Fault.DESCRIPTORS:
                 _, hard = limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-                used = max(map(int, os.listdir(f"/proc/{pid}/fd")), default=0)
-                # The connection to us is among them, and makes room for nothing when it closes: the
-                # lowest free number decides.
-                free = next(
-                    n for n in range(used + 2) if not os.path.lexists(f"/proc/{pid}/fd/{n}")
-                )
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(free, hard), hard))
                 self._limited.append((pid, limits))
 

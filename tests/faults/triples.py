@@ -34,6 +34,7 @@ from container.storage.paths import Paths
 from container.testing.busybox import Entry, write_layout
 from container.testing.fault_steps import VARIABLE, write_site
 from container.testing.faults import Fault, Gate, Plan, Step
+from tests.images.registries import FakeRegistry
 from tests.system.conftest import COMMAND, Machine
 
 BOUND = 60.0
@@ -75,6 +76,13 @@ OPERATIONS = (
         (("image", "delete", "other"), ("image", "load", "-i", "OTHER")),
         ("create", "--name", "t", "other", *SLEEP),
     ),
+    Operation(
+        "pull",
+        (("image", "delete", "other"), ("image", "delete", "PULLED")),
+        ("image", "pull", "PULLED"),
+        0,
+        None,
+    ),
     Operation("tag", (), ("image", "tag", "demo", "tagged"), 0, None),
     Operation("forget", (("image", "load", "-i", "OTHER"),), ("image", "delete", "other"), 0, None),
 )
@@ -108,6 +116,8 @@ class Bench:
 
     machine: Machine
     gate: Gate
+    registry: str
+    """`host:port` of a registry that has the image `other`."""
     ids: set[str] = field(factory=set[str])
 
     @property
@@ -117,7 +127,11 @@ class Bench:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         """Run a command line within the bound."""
-        words = [str(self.machine.folder / "other") if w == "OTHER" else w for w in arguments]
+        places = {
+            "OTHER": str(self.machine.folder / "other"),
+            "PULLED": f"{self.registry}/other:latest",
+        }
+        words = [places.get(word, word) for word in arguments]
         return self.machine.run(*words, status=None, timeout=BOUND)
 
     def prepare(self, operation: Operation) -> None:
@@ -261,8 +275,8 @@ def bench() -> Iterator[Bench]:
     machine = Machine(folder, environment)
     made: Bench | None = None
     try:
-        with Gate(folder / "gate") as gate:
-            made = Bench(machine, gate)
+        with FakeRegistry(folder / "other").serve() as host, Gate(folder / "gate") as gate:
+            made = Bench(machine, gate, host)
             done = made.command("image", "load", "-i", str(folder / "demo"))
             assert done.returncode == 0, done.stderr
             made.command("run", "--rm", "demo", "true")
@@ -281,6 +295,17 @@ def bench() -> Iterator[Bench]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def faults_at(step: Step) -> Iterator[Fault]:
+    """Yield the faults that mean something at a step."""
+    verb = step.step.partition(" ")[0]
+    yield Fault.KILL
+    if verb in ("call", "ended", "opened"):
+        yield Fault.FREEZE  # between two calls, it stands still for all others
+    if verb not in ("ended", "remove", "rmdir", "closing"):
+        yield Fault.FULL  # from here on something is still to be written
+        yield Fault.DESCRIPTORS
+
+
 def triples(
     made: Bench, operations: Sequence[Operation], only: str, chance: random.Random
 ) -> list[Triple]:
@@ -288,10 +313,7 @@ def triples(
     found: list[Triple] = []
     for operation in operations:
         for step in dict.fromkeys(made.steps(operation)):
-            for fault in Fault:
-                if fault is Fault.FULL and step.step.startswith("ended"):
-                    continue  # what is done needs no space any more
-                found.append(Triple(operation, step, fault))
+            found += [Triple(operation, step, fault) for fault in faults_at(step)]
     found = [triple for triple in found if only in str(triple)]
     chance.shuffle(found)
     return found
@@ -303,15 +325,16 @@ def run_all(
     seed: int = 0,
     only: str = "",
     seconds: float = float("inf"),
+    operations: Sequence[Operation] = OPERATIONS,
     say: Callable[[str], None] = print,
 ) -> list[Verdict]:
     """Run triples, at most `count` and for at most so many seconds; return the verdicts."""
     end = time.monotonic() + seconds
     verdicts: list[Verdict] = []
-    named = [o for o in OPERATIONS if only.startswith(f"{o.name}:")]
+    named = [o for o in operations if only.startswith(f"{o.name}:")]
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(bench())
-        every = triples(made, named or OPERATIONS, only, random.Random(seed))
+        every = triples(made, named or operations, only, random.Random(seed))
         say(f"seed {seed}: {len(every)} triples")
         for triple in every[:count]:
             if time.monotonic() > end:
