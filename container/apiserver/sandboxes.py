@@ -332,16 +332,29 @@ class Sandboxes(Actor):
         connection = self._connections.get(container_id)
         if connection is None:
             return False
-        try:
-            if await self.state(container_id, self._timeouts.probe, patient=True) is None:
-                self._drop(container_id, connection)
-                return False
-            with trio.fail_after(self._timeouts.shutdown):
-                await connection.sandbox.shutdown()
-            return True
-        except (PeerGone, Unavailable, trio.TooSlowError):
+        done = False
+        with trio.move_on_after(self._timeouts.shutdown):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._give_up_if_wedged, container_id, connection)
+                try:
+                    await connection.sandbox.shutdown()
+                    done = True
+                except (PeerGone, Unavailable, trio.ClosedResourceError):
+                    pass
+                nursery.cancel_scope.cancel()
+        if not done:
             self._drop(container_id, connection)
-            return False
+        return done
+
+    async def _give_up_if_wedged(self, container_id: str, connection: _Connection) -> None:
+        """Close the connection, and so end the calls on it, if its helper shows no sign of life."""
+        half = self._timeouts.probe / 2
+        await trio.sleep(half)
+        try:
+            if await self.state(container_id, half, patient=True) is None:
+                self._drop(container_id, connection)
+        except ContainerError:
+            pass  # it is gone, which ends them too
 
     async def _remove_unit(self, container_id: str) -> None:
         await self._launcher(lambda launcher: launcher.remove(unit_name(container_id)))
