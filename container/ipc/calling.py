@@ -319,9 +319,7 @@ class Calls:
         outgoing = Outgoing() if codec.arguments_hold else NOTHING_OUT
         event: OpenedReceived
         incoming: Incoming
-        event, incoming = await self.call_raw(
-            codec.path, values, outgoing, tracing.current(), scope
-        )
+        event, incoming = await self.call_raw(codec.path, values, outgoing, scope.trace, scope)
         try:
             if self._is_small(event):
                 value = codec.result_of(event.value, incoming)

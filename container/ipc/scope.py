@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 import outcome
 import trio
 
+from container.ipc import tracing
 from container.ipc.channel import BYTE_CAPACITY, CAPACITY, ReceivingEnd, SendingEnd, open_channel
 from container.ipc.context import grace_of_task
 from container.ipc.errors import ScopeEnded
@@ -64,12 +65,23 @@ class RemoteScope(AbstractAsyncContextManager[Any]):
         self.route = codec.path
         self.number = 0
         """Its id on the connection, once it is open."""
+        self.trace: str | None = None
+        """W3C trace context that travels with its opening."""
+        self._span: tracing.Span | None = None
 
     async def __aenter__(self) -> Any:
         if self._entered:
             raise RuntimeError(f"{self.route}: a scope is entered once")
         self._entered = True
-        value = await self._calls.open_scope(self, self._codec, *self._arguments)
+        self.trace = tracing.current()
+        if tracing.sinks:
+            self._span = tracing.begin("client", self.route, self.trace)
+            self.trace = self._span.traceparent
+        try:
+            value = await self._calls.open_scope(self, self._codec, *self._arguments)
+        except BaseException as error:
+            self._finish(error)
+            raise
         # No checkpoint since it opened: the callee's end, however early, finds the block.
         self._block.__enter__()
         if self._ended is not None:
@@ -111,6 +123,7 @@ class RemoteScope(AbstractAsyncContextManager[Any]):
                     )
         except BaseException as raised:
             failure = raised
+        self._finish(failure or left)
         if failure is None:
             if left is None:
                 return True
@@ -121,6 +134,10 @@ class RemoteScope(AbstractAsyncContextManager[Any]):
             raise failure
         message = f"{self.route}: the block and the scope failed"
         raise BaseExceptionGroup(message, [left, failure])
+
+    def _finish(self, error: BaseException | None) -> None:
+        if self._span is not None:
+            tracing.finish(self._span, error)
 
     def _leave_block(
         self,

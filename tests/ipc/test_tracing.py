@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ class Tree(Contract, name="tree"):
     @abstractmethod
     async def climb(self, height: int) -> int: ...
 
+    @abstractmethod
+    def sit(self, height: int) -> AbstractAsyncContextManager[int]: ...
+
 
 class TreeService(Actor, Tree):
     def __init__(self, next_tree: Tree | None = None) -> None:
@@ -28,6 +32,10 @@ class TreeService(Actor, Tree):
         if height < 0:
             raise NotFound("no such height")
         return height if self.next is None else await self.next.climb(height + 1)
+
+    @asynccontextmanager
+    async def sit(self, height: int) -> AsyncGenerator[int]:
+        yield await self.climb(height)
 
 
 @pytest.fixture
@@ -59,6 +67,24 @@ async def test_a_span_says_how_its_call_ended(link: Any, spans: list[Span]) -> N
         with pytest.raises(NotFound):
             await tree.climb(-1)
     assert [span.outcome for span in spans] == ["not-found", "not-found"]
+
+
+async def test_a_scope_is_a_span_on_both_sides_from_its_opening_to_its_end(
+    link: Any, spans: list[Span]
+) -> None:
+    async with link(TreeService()) as tree:
+        async with tree.sit(1):
+            assert spans == []
+        with pytest.raises(ZeroDivisionError):
+            async with tree.sit(1):
+                raise ZeroDivisionError
+        with pytest.raises(NotFound):
+            async with tree.sit(-1):
+                pass
+    held = [span for span in spans if span.side == "client"]
+    assert [span.outcome for span in held] == ["ok", "ZeroDivisionError", "not-found"]
+    served = [span for span in spans if span.side == "server"]
+    assert [span.parent for span in served] == [span.span for span in held]
 
 
 async def test_a_trace_travels_on_though_nobody_listens_here(link: Any) -> None:
