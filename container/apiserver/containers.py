@@ -329,6 +329,8 @@ class ContainersService(ContainerAdoption, Containers):
         record = await self._settled(container)
         if record.run is not None:
             record.run.hurry.set()
+        if force and record.bootstrapping is not None:
+            record.bootstrapping.cancel()
         async with self.exclusive(record.id):
             self._check_present(record)
             if not force:

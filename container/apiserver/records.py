@@ -39,6 +39,8 @@ class Record:
     layers: tuple[str, ...] | None = None
     """Of its image, topmost first; None until they were read or prepared."""
     run: Run | None = None
+    bootstrapping: trio.CancelScope | None = None
+    """Of the last bootstrap: who removes the container by force does not wait for its end."""
     restart: trio.CancelScope | None = None
     """Of the task that is going to start it again; who takes it away has stopped that."""
     row: RestartRow = field(factory=RestartRow)

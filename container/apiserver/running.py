@@ -108,14 +108,19 @@ class ContainerRuns(ContainerTable):
         self._warm.discard(container_id)
 
         try:
-            layers, _ = await together(
-                lambda: self._layers(record), lambda: self._sandboxes.open(container_id)
-            )
-            await self._bootstrap_sandbox(container_id, sandbox_spec(before, layers), stdio)
-            if not intended:
-                # Only now, so that RUNNING without a sandbox is a run that was lost. Until then a
-                # sandbox of a container that does not run is a stray, and swept.
-                await self._begin_run(record, **FRESH)
+            with trio.CancelScope() as record.bootstrapping:
+                layers, _ = await together(
+                    lambda: self._layers(record), lambda: self._sandboxes.open(container_id)
+                )
+                await self._bootstrap_sandbox(container_id, sandbox_spec(before, layers), stdio)
+                if not intended:
+                    # Only now, so that RUNNING without a sandbox is a run that was lost. Until then
+                    # a sandbox of a container that does not run is a stray, and swept.
+                    await self._begin_run(record, **FRESH)
+            if record.bootstrapping.cancelled_caught:
+                raise InvalidState(
+                    f"container {before.name} was not started: somebody removes it meanwhile"
+                )
         except BaseException:
             with self._finishing(container_id):
                 await self._undo_bootstrap(record, before)

@@ -143,6 +143,30 @@ async def test_a_wedged_container_delays_no_other(
     assert world.left() == [wedged.id, f"hold {wedged.id}"]
 
 
+async def test_removal_by_force_ends_a_bootstrap_that_is_under_way(
+    autojump_clock: Any, world: Any, containers: Any, options: Any
+) -> None:
+    made = await containers.create(options(name="web"))
+    world.faults.waits["sandbox.bootstrap"] = trio.Event()
+    errors: list[InvalidState] = []
+
+    async def start() -> None:
+        try:
+            await containers.start("web")
+        except InvalidState as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start)
+        while "sandbox.bootstrap" not in world.faults.calls:  # noqa: ASYNC110
+            await trio.sleep(0.01)  # nothing tells of a call's arrival
+        began = trio.current_time()
+        await containers.delete(made.id, force=True)
+    assert trio.current_time() - began < 10
+    assert "web was not started: somebody removes it" in errors[0].message
+    assert world.left() == []
+
+
 async def test_nobody_waits_for_the_sections_of_a_container_whose_helper_is_frozen(
     autojump_clock: Any, world: Any, containers: Any
 ) -> None:
@@ -196,7 +220,7 @@ async def test_who_waits_for_a_wedged_container_is_told_before_the_deadline_what
             await trio.sleep(0.01)  # nothing tells of a call's arrival
         with pytest.raises(Overloaded, match="held by call containers/bootstrap of process"):
             with trio.fail_after(10):
-                await client.delete(wedged.id, True)
+                await client.start(wedged.id)
         nursery.cancel_scope.cancel()
     await containers.delete(wedged.id)
 
