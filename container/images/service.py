@@ -104,7 +104,13 @@ class ImagesService(Actor, Images):
 
     async def begin(self) -> None:
         """Begin to remove what earlier pulls have left for a next try that never came."""
-        self.nursery.start_soon(self._store.collect, KEPT_SECONDS)
+        self.nursery.start_soon(self._collect_old)
+
+    async def _collect_old(self) -> None:
+        try:
+            await self._store.collect(KEPT_SECONDS)
+        except ContainerError as error:
+            _log.warning("what nothing needs can't be removed now: %s", error.message)
 
     async def list(self) -> tuple[ImageSummary, ...]:
         """Return all references, sorted; a broken one has no size and no platforms."""

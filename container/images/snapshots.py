@@ -115,7 +115,7 @@ class Snapshots:
         try:
             with space_errors(self.folder):
                 (work / "fs").mkdir(parents=True)
-            with blobs.path(layer).open("rb") as blob:
+            with space_errors(self.folder), blobs.path(layer).open("rb") as blob:
                 size = unpack_layer(
                     blob,
                     work / "fs",
@@ -163,9 +163,10 @@ class Snapshots:
 
     def release(self, holds: Iterable[Hold]) -> None:
         """Remove holds; durable when this returns."""
-        for hold in holds:
-            self._record(hold).unlink(missing_ok=True)
-        sync_folder(self.holders_folder)
+        with space_errors(self.holders_folder):
+            for hold in holds:
+                self._record(hold).unlink(missing_ok=True)
+            sync_folder(self.holders_folder)
 
     def stack(self, chain_id: str) -> list[SnapshotRecord]:
         """Return a snapshot and all below it, topmost first."""

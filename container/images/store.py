@@ -202,7 +202,8 @@ class Store:
         """
         found = self._targets.get(digest)
         if found is None:
-            found = await trio.to_thread.run_sync(self.read_target, digest)
+            with space_errors(self.folder):
+                found = await trio.to_thread.run_sync(self.read_target, digest)
             self._targets[digest] = found
         return found
 
@@ -310,18 +311,23 @@ class Store:
         Args:
             kept: Blobs are left that are younger, in seconds.
         """
-        if not await trio.to_thread.run_sync(self._certain):
-            return 0
+        with space_errors(self.folder):
+            if not await trio.to_thread.run_sync(self._certain):
+                return 0
         for digest in set(self.references.values()):
             try:
                 await self.target(digest)
             except ContainerError:
                 # What can't be read may need anything: nothing is garbage until it is mended.
                 return 0
-        garbage = self._set_aside(time.time() - kept)
+        with space_errors(self.folder):
+            garbage = self._set_aside(time.time() - kept)
         if garbage is None:
             return 0
-        with trio.move_on_after(self.limits.cleanup_timeout, shield=True):
+        with (
+            trio.move_on_after(self.limits.cleanup_timeout, shield=True),
+            space_errors(self.folder),
+        ):
             await trio.to_thread.run_sync(self._remove, garbage.paths)
         return garbage.freed
 

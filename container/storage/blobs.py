@@ -30,6 +30,7 @@ from container.storage.durable import make_folder, sync_folder
 
 _DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _PIECE = 1 << 20
 
 ALGORITHMS = ("sha256", "sha512")
@@ -55,10 +56,16 @@ def split_digest(digest: str) -> tuple[str, str]:
 
 @contextmanager
 def space_errors(folder: Path) -> Generator[None]:
-    """Turn the kernel's "no space" into an error that says where, for who can make room."""
+    """Turn the kernel's "no space" and "no descriptor" into errors that say what to do."""
     try:
         yield
     except OSError as error:
+        if error.errno in _TOO_MANY:
+            raise Unavailable(
+                f"too many files are open to work in {folder}",
+                hint="try again when less is going on, or allow more open files",
+                details={"folder": str(folder), "errno": error.errno},
+            ) from error
         if error.errno not in _FULL:
             raise
         raise Unavailable(
