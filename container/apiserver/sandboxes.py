@@ -116,6 +116,7 @@ class Sandboxes(Actor):
         self._socket = socket
         self._timeouts = timeouts
         self._connections: dict[str, _Connection] = {}
+        self._connecting: dict[str, trio.CancelScope] = {}
         self._unanswered: dict[str, _Question] = {}
 
     def connected(self, container_id: str) -> bool:
@@ -200,10 +201,8 @@ class Sandboxes(Actor):
                     raise
             except trio.ClosedResourceError:
                 # Another task has given the helper up meanwhile.
-                raise PeerGone(
-                    f"the runtime helper of container {container_id} was let go",
-                    fate=Fate.UNKNOWN,
-                    why="closed",
+                raise Unavailable(
+                    f"the runtime helper of container {container_id} went away"
                 ) from None
         raise Unavailable(f"the runtime helper of container {container_id} does not stay")
 
@@ -319,6 +318,8 @@ class Sandboxes(Actor):
     async def discard(self, container_id: str) -> None:
         """Close the connection and remove the helper's unit; the launcher ends what is left of
         it."""
+        if container_id in self._connecting:
+            self._connecting[container_id].cancel()  # a frozen one would be waited for
         async with self.exclusive(container_id):
             connection = self._connections.pop(container_id, None)
             if connection is not None:
@@ -365,8 +366,15 @@ class Sandboxes(Actor):
         connection.dropped.set()
 
     async def _connect(self, container_id: str, path: str) -> None:
-        started = await self.nursery.start(self._hold, container_id, path)
-        self._connections[container_id] = cast("_Connection", started)
+        with trio.CancelScope() as scope:
+            self._connecting[container_id] = scope
+            try:
+                started = await self.nursery.start(self._hold, container_id, path)
+            finally:
+                del self._connecting[container_id]
+            self._connections[container_id] = cast("_Connection", started)
+        if scope.cancelled_caught:
+            raise Unavailable(f"the runtime helper of container {container_id} was given up")
 
     async def _hold(
         self, container_id: str, path: str, *, task_status: trio.TaskStatus[_Connection]
