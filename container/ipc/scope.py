@@ -237,5 +237,11 @@ async def _drive(generator: AsyncGenerator[Any], sending: SendingEnd[Any]) -> No
         # Not after an exception: what failed has not ended, and the scope's failure says so.
         await sending.aclose()
     finally:
-        with cleanup():
+        # In no scope of its own: those that the generator holds were entered before it, and Trio
+        # lets nobody leave an outer one first. What must await then says so, by `cleanup`.
+        try:
             await generator.aclose()
+        except BaseExceptionGroup as group:
+            rest = group.split(GeneratorExit)[1]
+            if rest is not None:
+                raise rest from None

@@ -189,3 +189,40 @@ async def test_a_hello_whose_sender_the_kernel_does_not_name_is_not_answered(nam
                 await trio.lowlevel.wait_readable(theirs)
             assert (b"hall" in theirs.recv(65536)) is named
             nursery.cancel_scope.cancel()
+
+
+class Relaying(HallService):
+    """A stream that passes another one on, and holds what it reads across its `yield`."""
+
+    def __init__(self, inner: Hall) -> None:
+        super().__init__()
+        self._inner = inner
+
+    @stream
+    async def numbers(self) -> AsyncGenerator[int]:
+        try:
+            with trio.CancelScope():
+                async with self._inner.numbers() as numbers:
+                    async for number in numbers:
+                        yield number
+        finally:
+            self.log.append("left")
+
+
+@pytest.mark.parametrize("items", [0, 3, 70])
+async def test_a_stream_that_relays_another_one_ends_it_when_its_reader_leaves(
+    link: Link, items: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    far = HallService()
+    async with link(far) as inner:
+        near = Relaying(inner)
+        async with link(near) as hall:
+            async with hall.numbers() as numbers:
+                for expected in range(items):
+                    assert await numbers.receive() == expected
+            assert (near.log, far.log) == (["left"], ["ended"])
+            async with hall.numbers() as numbers:
+                await numbers.receive()
+                await numbers.aclose()
+                await trio.sleep(5)
+            assert (near.log, far.log) == (["left"] * 2, ["ended"] * 2)
