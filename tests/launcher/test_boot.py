@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import trio
 
+from container.contracts.launcher import Launcher, ServiceState
 from container.ipc import InvalidArgument, InvalidState, PermissionDenied, Unavailable
 from container.launcher.boot import ensure_running, start_private, wait_stopped
 from container.storage.paths import Paths
@@ -82,3 +85,59 @@ async def test_nothing_is_waited_for_where_nothing_runs(paths: Paths) -> None:
         paths.run.mkdir(0o700)
         await wait_stopped(paths)
     assert os.listdir(paths.run) == []
+
+
+UNIT = """
+[Unit]
+After = {after}
+{condition}
+[Service]
+ExecStart = ["x"]
+Entry = "services:{entry}"
+Restart = "no"
+StartAtBoot = true
+[Socket]
+ListenStream = "{name}.sock"
+"""
+
+
+def start_launcher(paths: Paths, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start a launcher as a child of the test."""
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    with (paths.logs / "launcher.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "container.launcher.process", "--log", "-", *arguments],
+            env={**os.environ, **paths.environment()},
+            stderr=log,
+        )
+
+
+async def test_at_boot_what_has_something_to_come_back_for_is_started(
+    paths: Paths, tmp_path: Path
+) -> None:
+    (paths.root / "full/something").mkdir(parents=True)
+    (paths.root / "empty").mkdir()
+    for name, entry, after, folder in (
+        ("a", "bare", [], ""),
+        ("b", "bare", ["a", "broken"], "full"),
+        ("broken", "failing", [], ""),
+        ("c", "bare", [], "empty"),
+        ("d", "bare", [], "missing"),
+    ):
+        condition = f'ConditionDirectoryNotEmpty = "{folder}"' if folder else ""
+        text = UNIT.format(name=name, entry=entry, after=after, condition=condition)
+        (tmp_path / f"{name}.toml").write_text(text)
+    process = start_launcher(paths, "--units", str(tmp_path))
+    try:
+        await until(paths.launcher_socket.is_socket)
+        async with Launcher.connect(paths.launcher_socket) as launcher:
+            system = System(paths, launcher)
+            await system.until("a", ServiceState.RUNNING)
+            await system.until("b", ServiceState.RUNNING)
+            states = {one.name: one.state for one in (await launcher.status()).services}
+            assert states["c"] is states["d"] is ServiceState.LISTENING
+            await system.until("broken", ServiceState.LISTENING)
+            assert "status 3" in (await system.service("broken")).problem
+    finally:
+        process.terminate()
+        await until(lambda: process.poll() == 0)

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 from attrs import define, field
 
-from container.contracts.launcher import Restart, ServiceState, ServiceUnit
+from container.contracts.launcher import Ready, Restart, ServiceState, ServiceUnit
 from container.ipc import Unavailable
 from container.launcher.logfiles import Logs
 from container.launcher.spawner import Spawner
@@ -255,6 +255,63 @@ async def test_an_end_that_leaves_its_connection_unserved_is_a_failure(
         with connection(path):
             await trio.sleep(10)
         assert (service.state, len(spawner.starts)) == (ServiceState.FAILED, 3)
+
+
+async def test_a_service_that_was_ready_may_end_while_somebody_connects(
+    path: Path, autojump_clock: Clock
+) -> None:
+    # As an idle one does: the connection that comes just then is the next process's.
+    spawner = FakeSpawner([(1.0, 0)] * 3)
+    async with served(path, spawner, ready=Ready.NOTIFY, restart_delay=5.0) as service:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.start)
+            await trio.testing.wait_all_tasks_blocked()
+            service.hear({"READY": "1"})
+        service.hear({"STOPPING": "1"})
+        with connection(path):
+            await trio.sleep(1.5)
+            assert spawner.starts == [0, 1]
+            assert (service.status().restarts, service.status().problem) == (0, "")
+
+
+async def test_a_silent_service_is_aborted_and_started_again_with_the_reason_told(
+    path: Path, autojump_clock: Clock
+) -> None:
+    spawner = FakeSpawner()
+    async with served(path, spawner, ready=Ready.NOTIFY, watchdog=4.0) as service:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.start)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not service.status().ready
+            service.hear({"READY": "1", "STATUS": "at work"})
+        assert (service.status().ready, service.status().said) == (True, "at work")
+        await trio.sleep(3)
+        service.hear({"WATCHDOG": "1"})
+        await trio.sleep(6)
+        assert spawner.starts == pytest.approx([0, 7.1])
+        status = service.status()
+        assert (status.problem, status.last_exit) == ("it gave no sign of life for 4 s", 134)
+        assert (status.said, status.ready, status.restarts) == ("", False, 1)
+
+
+async def test_what_it_needs_is_prepared_first_and_its_failure_is_the_start_s(
+    path: Path, autojump_clock: Clock
+) -> None:
+    spawner = FakeSpawner()
+    problems = [Unavailable("the other one failed")]
+
+    async def prepare(unit: ServiceUnit) -> None:
+        await trio.sleep(1)
+        if problems:
+            raise problems.pop()
+
+    async with served(path, spawner, restart_delay=2.0) as service:
+        service.prepare = prepare
+        with pytest.raises(Unavailable, match="the other one failed"):
+            await service.start()
+        assert (service.state, spawner.starts) == (ServiceState.BACKOFF, [])
+        await trio.sleep(4)
+        assert (service.state, spawner.starts) == (ServiceState.RUNNING, [4.0])
 
 
 async def test_what_cant_be_started_is_told_and_tried_again(
