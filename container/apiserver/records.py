@@ -46,6 +46,9 @@ class Record:
     row: RestartRow = field(factory=RestartRow)
     health: Health | None = None
     """Of the current run, if it is checked."""
+    made: bool = False
+    """Its helper was asked to make a sandbox, and nothing has taken it down since: if that helper
+    does not answer any more, something may be left of it."""
     removed: bool = False
     claimed: trio.Event = field(factory=trio.Event)
     """Set at the first bootstrap, or when it is removed."""

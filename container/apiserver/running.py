@@ -112,6 +112,7 @@ class ContainerRuns(ContainerTable):
                 layers, _ = await together(
                     lambda: self._layers(record), lambda: self._sandboxes.open(container_id)
                 )
+                record.made = True
                 await self._bootstrap_sandbox(container_id, sandbox_spec(before, layers), stdio)
                 if not intended:
                     # Only now, so that RUNNING without a sandbox is a run that was lost. Until then
@@ -149,9 +150,13 @@ class ContainerRuns(ContainerTable):
         if before.auto_remove:
             await self._quietly(self._remove(record))
             return
-        await self._quietly(self._sandboxes.shut_down(record.id, thorough=False))
+        await self._quietly(self._take_down(record))
         await self._quietly(self._restore(record, before))
         record.change(before)
+
+    async def _take_down(self, record: Record) -> None:
+        await self._sandboxes.shut_down(record.id, thorough=record.made)
+        record.made = False
 
     async def _restore(self, record: Record, before: Container) -> None:
         await self._save(
@@ -355,6 +360,7 @@ class ContainerRuns(ContainerTable):
         record.run = None  # before the helper is ended: it must not be taken for lost
         with self._finishing(record.id):
             await self._sandboxes.shut_down(record.id, thorough=True)
+            record.made = False
             if not started:
                 _log.info("container %s was bootstrapped and never started", record.id)
                 await self._save(record, status=ContainerStatus.CREATED, pid=None)
@@ -366,7 +372,8 @@ class ContainerRuns(ContainerTable):
         run, record.run = record.run, None
         if run is not None:
             run.scope.cancel()
-        await self._sandboxes.shut_down(record.id, thorough=run is not None)
+        await self._sandboxes.shut_down(record.id, thorough=run is not None or record.made)
+        record.made = False
 
     # --- again ---
 

@@ -154,7 +154,7 @@ class ContainerTable(Actor):
             run.scope.cancel()
             record.run = None
         # What was intended to run may have left something, though its run was given up already.
-        thorough = run is not None or record.saved.status in RUNS
+        thorough = run is not None or record.made or record.saved.status in RUNS
         if thorough or warm or self._sandboxes.connected(container_id):
             await self._sandboxes.end(container_id, thorough=thorough)
         # The layers are given up only now: the helper had them mounted. The unit is removed even if
