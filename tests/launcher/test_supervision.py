@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import signal
 import socket
 import tempfile
@@ -325,3 +326,58 @@ async def test_what_cant_be_started_is_told_and_tried_again(
         await trio.sleep(10)
         assert spawner.starts == pytest.approx([0, 1, 3])
         assert service.state is ServiceState.RUNNING
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_whatever_is_asked_of_it_in_whatever_order_each_question_has_an_answer(
+    path: Path, autojump_clock: Clock, seed: int
+) -> None:
+    chance = random.Random(seed)
+    lives: list[tuple[float, int] | Unavailable] = [
+        Unavailable("no room")
+        if chance.random() < 0.1
+        else (chance.choice([0.0, 0.1, 3.0, 100.0]), chance.choice([0, 0, 1, 137]))
+        for _ in range(500)
+    ]
+    spawner = FakeSpawner(lives)
+    options = {"restart_delay": 0.5, "start_timeout": 2.0, "watchdog": 2.0, "stop_timeout": 1.0}
+    ready = chance.choice(list(Ready))
+    if ready is Ready.STARTED:
+        del options["watchdog"]
+    async with served(path, spawner, ready=ready, restart_limit=4, **options) as service:
+
+        async def prepare(unit: ServiceUnit) -> None:
+            await trio.sleep(chance.choice([0, 0, 1]))
+            if chance.random() < 0.2:
+                raise Unavailable("the other one failed")
+
+        service.prepare = prepare
+        words = [{"READY": "1"}, {"WATCHDOG": "1"}, {"STOPPING": "1"}, {"WATCHDOG": "trigger"}]
+
+        async def ask() -> None:
+            for _ in range(30):
+                await trio.sleep(chance.choice([0, 0.05, 0.7, 5]))
+                match chance.randrange(5):
+                    case 0:
+                        with contextlib.suppress(Unavailable):
+                            await service.start()
+                            # Stopping may follow at once, but it was ready.
+                    case 1:
+                        await service.stop()
+                    case 2:
+                        with contextlib.suppress(BlockingIOError), connection(path):
+                            await trio.sleep(0.3)
+                    case _:
+                        if service.process is not None:
+                            service.hear(chance.choice(words))
+                status = service.status()
+                assert (status.pid is None) == (service.process is None)
+
+        with trio.fail_after(3600):
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(ask)
+            await service.stop()
+        assert service.process is None
+        alive = [one for one in spawner.made if not one.closed]
+        assert alive == []
