@@ -24,14 +24,12 @@ from container.ipc import Fd
 from container.runtime.keeping import Keeper
 from container.runtime.log import LogWriter
 from container.runtime.machinery import Machinery
+from container.runtime.making import has_begun
 from container.runtime.oci import OciRuntime
 from container.runtime.processes import ManagedProcess
 from container.runtime.records import Found, ProcessRecord, Records, Step
 from container.runtime.stdio import Plumbing
 
-BEGIN_SECONDS = 0.1
-"""For a first process that was told to run to begin to, when nobody noted that it was told."""
-LOOK_SECONDS = 0.005
 _log = logging.getLogger(__name__)
 
 
@@ -126,14 +124,11 @@ async def _phase(first: ManagedProcess, runtime: OciRuntime, machinery: Machiner
         return SandboxPhase.STOPPED
     assert first.handle is not None
     if first.state is ProcessState.CREATED:
-        with trio.move_on_after(BEGIN_SECONDS):
-            # Told to run, it does so at once; nothing tells whether it was told.
-            while not runtime.has_begun(first.handle):  # noqa: ASYNC110
-                await trio.sleep(LOOK_SECONDS)
-            first.has_begun()
-            await first.note(Step.STARTED)
-        if first.state is ProcessState.CREATED:
+        # Nothing tells whether it was told to run.
+        if not await has_begun(runtime, first.handle):
             return SandboxPhase.CREATED
+        first.has_begun()
+        await first.note(Step.STARTED)
     if await trio.to_thread.run_sync(machinery.cgroup.frozen):
         return SandboxPhase.PAUSED
     return SandboxPhase.RUNNING

@@ -28,6 +28,8 @@ _UNLIMITED = 1 << 60
 """v1 says "no limit" with a number near 2^63, rounded to pages."""
 _FREEZE_SECONDS = 2.0
 """For all processes of a group to stand still; one that the disk holds can take long."""
+_FREEZE_TRIES = 10
+"""Looks before all are let go for a moment."""
 
 
 def cgroup_path(container_id: str) -> str:
@@ -181,13 +183,19 @@ class CgroupFolders(ControlGroup):
         return self._folder("" if self._unified else "unified") / "cgroup.freeze", "1", "0"
 
     def freeze(self) -> None:
-        file, frozen, _ = self._freezer()
+        file, frozen, thawed = self._freezer()
         deadline = time.monotonic() + _FREEZE_SECONDS
+        tries = 0
         file.write_text(frozen)
         while not self._stands_still(file):
             if time.monotonic() > deadline:
                 self.thaw()
                 raise TimeoutError(f"{file.parent.name} does not stand still")
+            tries += 1
+            if tries % _FREEZE_TRIES == 0:
+                # A thread that executes a program waits for the others of its process to end, and
+                # these can't while they are frozen: all are let go for a moment.
+                file.write_text(thawed)
             # v1 tells nobody when it is done, and must be asked again for what was forked since.
             time.sleep(0.002)
             file.write_text(frozen)

@@ -16,7 +16,7 @@ from container.runtime.bundle import BundleFiles, configuration, process_configu
 from container.runtime.command import missing_command
 from container.runtime.inside import InsideRoot
 from container.runtime.kernel import Machine
-from container.runtime.oci import ContainerProcess, ProcessStdio
+from container.runtime.oci import ContainerProcess, OciRuntime, ProcessStdio
 from container.runtime.processes import ManagedProcess
 from container.runtime.terminal import console_socket
 from container.runtime.user import resolve_user
@@ -24,6 +24,8 @@ from container.runtime.user import resolve_user
 START_SECONDS = 1.0
 """From the end of a process to giving up on an OCI runtime that starts it."""
 
+BEGIN_SECONDS = 0.2
+LOOK_SECONDS = 0.002
 Make = Callable[[Path, ProcessStdio, str | None], Awaitable[ContainerProcess]]
 """Have the OCI runtime make a process: bundle, descriptors, name of the terminal's socket."""
 
@@ -84,6 +86,19 @@ async def make_process(process: ManagedProcess, folder: Path, make: Make) -> Non
     if plumbing.descriptors():
         await process.keeper.flush()
     process.keep()
+
+
+async def has_begun(runtime: OciRuntime, first: ContainerProcess) -> bool:
+    """Return whether a first process runs the container's command, or has; wait for it a moment.
+
+    Told to run, it does so at once, but nothing tells when. Until then a signal would meet the OCI
+    runtime's own program, which ends of it as it likes, and the group could not be frozen.
+    """
+    with trio.move_on_after(BEGIN_SECONDS):
+        while not runtime.has_begun(first):  # noqa: ASYNC110
+            await trio.sleep(LOOK_SECONDS)
+        return True
+    return False
 
 
 async def unless_ended(process: ManagedProcess, work: Awaitable[None]) -> bool:

@@ -9,9 +9,8 @@
 | any | shutdown | all is gone, `ended` is set |
 
 Everything that a container leaves behind has one owner here and one place where it goes:
-`_tear_down`. A helper that was killed left its container running: its successor takes it up when
-it opens (see `adoption.py`). What is left of a run that is over it sweeps at `bootstrap`, `stop`
-or `shutdown`, by the container's control group.
+`_tear_down`. A helper that was killed left its container running, or something half done: its
+successor takes it up, or undoes it, when it opens (see `adoption.py`).
 
 What is *not* here: the wire, the gate, the registration with a launcher; see `process.py`.
 """
@@ -21,9 +20,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import shutil
 import signal
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,17 +61,22 @@ from container.runtime.bundle import BundleFiles, check_process, check_spec
 from container.runtime.keeping import Keeper, NoKeeper
 from container.runtime.log import LogWriter
 from container.runtime.machinery import Machinery
-from container.runtime.making import make_process, resolve_further, unless_ended, write_bundle
+from container.runtime.making import (
+    has_begun,
+    make_process,
+    resolve_further,
+    unless_ended,
+    write_bundle,
+)
 from container.runtime.oci import OciRuntime
 from container.runtime.processes import ManagedProcess
 from container.runtime.records import Found, Records, RunRecord, Step
 from container.runtime.signals import parse_signal
 from container.runtime.stdio import Plumbing
+from container.runtime.sweeping import KILL_SECONDS, attempt, bounded, sweep
 
 TEAR_DOWN_SECONDS = 15.0
 """For killing, deleting, unmounting; no cancellation cuts it short."""
-KILL_SECONDS = 10.0
-"""From SIGKILL to the end of a process, which only a wedged kernel takes."""
 ENDED_MAX = 64
 """Further processes of whose end the next helper can tell."""
 PROCESSES_MAX = 4096
@@ -132,7 +135,7 @@ class SandboxService(Actor, Sandbox):
             yield
         finally:
             # Whoever ends us without `shutdown` ends the container too: nobody would own it.
-            with _bounded(TEAR_DOWN_SECONDS):
+            with bounded(TEAR_DOWN_SECONDS):
                 if self._phase is not SandboxPhase.EMPTY:
                     await self._tear_down()
 
@@ -162,17 +165,18 @@ class SandboxService(Actor, Sandbox):
         except ContainerError as error:
             _log.warning("the last run of container %s is not taken up: %s", self._id, error)
         finally:
-            for name in tuple(self._kept):
-                self._kept.pop(name).close()
+            for name, unused in self._kept.items():
+                unused.close()
                 self._keeper.drop(name)
+            self._kept.clear()
         if self._phase is SandboxPhase.EMPTY:
             await trio.to_thread.run_sync(self._close_log)
 
     async def _undo(self, found: Found) -> None:
         _log.info("what was begun of container %s is undone", self._id)
-        with _bounded(TEAR_DOWN_SECONDS):
+        with bounded(TEAR_DOWN_SECONDS):
             await self._machinery.runtime(found.run.spec.runtime).settle(self._id)
-            await self._sweep()
+            await sweep(self._files, self._machinery)
             await trio.to_thread.run_sync(self._records.clear)
 
     async def _go_on(self, found: Found) -> None:
@@ -206,7 +210,7 @@ class SandboxService(Actor, Sandbox):
         async with self.exclusive("container"):
             if self._adopted and self._phase is SandboxPhase.STOPPED:
                 # Its end is known to whoever asked; a new run must not depend on who was killed.
-                with _bounded(TEAR_DOWN_SECONDS):
+                with bounded(TEAR_DOWN_SECONDS):
                     await self._tear_down()
                 self._processes.clear()
                 self._phase = SandboxPhase.EMPTY
@@ -217,14 +221,14 @@ class SandboxService(Actor, Sandbox):
             check_spec(spec)
             parse_signal(spec.stop_signal)
             runtime = self._machinery.runtime(spec.runtime)
-            await self._sweep()
+            await sweep(self._files, self._machinery)
             self._spec, self._runtime = spec, runtime
             self._down = self._ending = self._adopted = False
             self._memory_kills = 0
             try:
                 await self._create(spec, stdio, runtime)
             except BaseException:
-                with _bounded(TEAR_DOWN_SECONDS):
+                with bounded(TEAR_DOWN_SECONDS):
                     await self._tear_down()
                     await trio.to_thread.run_sync(self._records.clear)
                 self._processes.clear()
@@ -275,7 +279,7 @@ class SandboxService(Actor, Sandbox):
         await self._end_run()
 
     async def _end_run(self) -> None:
-        with _bounded(TEAR_DOWN_SECONDS):
+        with bounded(TEAR_DOWN_SECONDS):
             await self._tear_down()
 
     def _first_ended(self) -> None:
@@ -388,7 +392,10 @@ class SandboxService(Actor, Sandbox):
 
     async def kill(self, process: str, signal: str) -> None:
         number = parse_signal(signal)
-        handle = self._process(process).running()
+        managed = self._process(process)
+        handle = managed.running()
+        if number != 9:
+            await self._begun(managed)
         try:
             handle.send_signal(number)
         except ProcessLookupError:
@@ -417,7 +424,7 @@ class SandboxService(Actor, Sandbox):
             raise InvalidArgument(f"a timeout of {options.timeout:g} s is negative")
         if self._phase is SandboxPhase.EMPTY:
             async with self.exclusive("container"):
-                await self._sweep()
+                await sweep(self._files, self._machinery)
             return ExitStatus(code=None)
         assert self._spec is not None
         number = parse_signal(options.signal or self._spec.stop_signal)
@@ -425,6 +432,7 @@ class SandboxService(Actor, Sandbox):
         if first.state is ProcessState.RUNNING and number != 9 and options.timeout != 0:
             bound = math.inf if options.timeout is None else options.timeout
             with trio.move_on_after(bound):
+                await self._begun(first)
                 self._signal(first, number)
                 await self._set_going(first)
                 await first.exited.wait()
@@ -437,6 +445,11 @@ class SandboxService(Actor, Sandbox):
         await self._thaw()
         # As systemd does, whether it is stopped or not: a SIGSTOP may be on its way too.
         self._signal(first, signal.SIGCONT)
+
+    async def _begun(self, process: ManagedProcess) -> None:
+        if process.id == INIT and process.state is ProcessState.RUNNING:
+            assert self._runtime is not None
+            await has_begun(self._runtime, process.running())
 
     def _signal(self, process: ManagedProcess, number: int) -> None:
         try:
@@ -451,6 +464,7 @@ class SandboxService(Actor, Sandbox):
             if self._phase is not SandboxPhase.RUNNING or self._ending:
                 raise InvalidState(f"container {self._id} does not run")
             assert self._runtime is not None
+            await self._begun(self._process(INIT))
             # Shielded: a frozen group that nobody noted would seem to hang. Freezing is bounded.
             with trio.CancelScope(shield=True):
                 try:
@@ -534,10 +548,10 @@ class SandboxService(Actor, Sandbox):
 
     async def shutdown(self) -> None:
         try:
-            with _bounded(TEAR_DOWN_SECONDS):
+            with bounded(TEAR_DOWN_SECONDS):
                 async with self.exclusive("container"):
                     if self._phase is SandboxPhase.EMPTY:
-                        await self._sweep()
+                        await sweep(self._files, self._machinery)
                     else:
                         await self._tear_down()
                     await trio.to_thread.run_sync(self._records.clear)
@@ -555,14 +569,14 @@ class SandboxService(Actor, Sandbox):
             for process in self._processes.values():
                 if process.handle is not None and process.state is not ProcessState.EXITED:
                     self._signal(process, 9)
-            await _attempt("resume the container", self._thaw())
+            await attempt("resume the container", self._thaw())
             for process in tuple(self._processes.values()):
                 await self._end_process(process)
             if self._log is not None:
                 self._log.close()
             if self._runtime is not None:
-                await _attempt("delete the container", self._runtime.delete(self._id))
-            await self._sweep()
+                await attempt("delete the container", self._runtime.delete(self._id))
+            await sweep(self._files, self._machinery)
             self._down = True
             if self._phase is not SandboxPhase.EMPTY:
                 self._phase = SandboxPhase.STOPPED
@@ -585,28 +599,3 @@ class SandboxService(Actor, Sandbox):
                 else:
                     await process.supervise(self._count_memory_kills)
         process.finish(ExitStatus(code=None, exited_at=datetime.now(UTC)))
-
-    async def _sweep(self) -> None:
-        """Remove what is left of a run, whoever made it: processes, group, mount, bundle."""
-        if not await trio.to_thread.run_sync(self._files.folder.is_dir):
-            return
-        cgroup = self._machinery.cgroup
-        with trio.move_on_after(KILL_SECONDS):
-            # A process may fork between the kill and its own end: killed again until none is left.
-            while not await trio.to_thread.run_sync(cgroup.remove):
-                await trio.to_thread.run_sync(cgroup.kill)
-                await trio.to_thread.run_sync(cgroup.thaw)
-        await _attempt("unmount the root", self._machinery.root.unmount())
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(self._files.folder, ignore_errors=True))
-
-
-def _bounded(seconds: float) -> trio.CancelScope:
-    return trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
-
-
-async def _attempt(what: str, work: Awaitable[None]) -> None:
-    """Do one step of a tear-down; the next ones are done even if it fails."""
-    try:
-        await work
-    except Exception:
-        _log.exception("can't %s", what)
