@@ -193,6 +193,35 @@ async def test_a_service_that_outlived_the_launcher_has_the_next_one_keep_for_it
         assert (await ask(path, "kept"))["answer"] == [["a", "y"]]
 
 
+async def test_starts_kills_and_what_was_kept_leave_no_descriptor_in_the_launcher(
+    system: System,
+) -> None:
+    launcher = (await system.launcher.status()).pid
+
+    async def cycle() -> None:
+        path = await system.launcher.register(unit("one", "proper", restart_limit=100))
+        for name in ("a", "b", "a"):
+            await ask(path, f"keep one {name} x")
+        os.kill((await ask(path))["pid"], signal.SIGKILL)
+        await ask(path, "drop one b")
+        assert "can't be kept" in (await ask(path, "keep one bad:name x"))["answer"]
+        await system.launcher.remove("one")
+
+    def open_now() -> list[str]:
+        found: list[str] = []
+        for number in os.listdir(f"/proc/{launcher}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(os.readlink(f"/proc/{launcher}/fd/{number}").partition(":")[0])
+        return sorted(found)
+
+    await cycle()
+    before = open_now()
+    for _ in range(5):
+        await cycle()
+    # Connections of the service's own end a moment after it.
+    await until(lambda: open_now() == before)
+
+
 async def test_how_an_orphan_ended_is_told_once(system: System, tmp_path: Path) -> None:
     program = tmp_path / "fork.py"
     note = tmp_path / "note"
