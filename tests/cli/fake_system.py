@@ -45,13 +45,11 @@ from container.contracts.images import (
     ImageSummary,
     Platform,
     Scheme,
-    Snapshot,
 )
 from container.contracts.launcher import (
     Launcher,
     ServiceState,
     ServiceStatus,
-    ServiceUnit,
     SystemStatus,
 )
 from container.contracts.logs import LogStream, Record
@@ -60,8 +58,6 @@ from container.contracts.runtime import (
     LogFiles,
     ProcessSpec,
     Sandbox,
-    SandboxSpec,
-    SandboxState,
     SandboxStatistics,
     Started,
     Stdio,
@@ -266,9 +262,6 @@ class FakeSandbox(Sandbox):
         self.start_error: Exception | None = None
         self.wait_error: Exception | None = None
 
-    async def bootstrap(self, spec: SandboxSpec, stdio: Stdio) -> None:
-        raise NotImplementedError
-
     async def create_process(self, process: str, spec: ProcessSpec, stdio: Stdio) -> None:
         self.processes[process] = Process(spec, stdio, self.log if process == "init" else None)
 
@@ -305,29 +298,13 @@ class FakeSandbox(Sandbox):
         if terminal is not None:
             termios.tcsetwinsize(terminal, (size.height, size.width))
 
-    async def stop(self, options: StopOptions) -> ExitStatus:
-        raise NotImplementedError
-
-    async def pause(self) -> None:
-        raise NotImplementedError
-
-    async def resume(self) -> None:
-        raise NotImplementedError
-
-    async def state(self) -> SandboxState:
-        raise NotImplementedError
-
     async def statistics(self) -> SandboxStatistics:
         return SandboxStatistics(1_500_000, None, 2_500_000_000, 3, 4096, 0)
 
-    async def dial(self, port: int) -> Fd:
+    async def _never(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError
 
-    async def logs(self) -> LogFiles:
-        raise NotImplementedError
-
-    async def shutdown(self) -> None:
-        raise NotImplementedError
+    bootstrap = stop = pause = resume = state = dial = logs = shutdown = _never
 
 
 def _number(name: str) -> int:
@@ -541,16 +518,13 @@ class FakeImages(Images):
         self.calls.append(("delete", reference, force))
         return DeletedImage(SUMMARY.reference, 10)
 
-    async def prepare(
-        self, reference: str, holder: str, platform: Platform | None = None
-    ) -> Snapshot:
-        raise NotImplementedError
-
     async def sweep(self) -> int:
         return 0
 
-    async def release(self, holder: str) -> None:
+    async def _never(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError
+
+    prepare = release = _never
 
 
 class FakeLauncher(Launcher):
@@ -561,30 +535,6 @@ class FakeLauncher(Launcher):
         self.pid = 0
         self.calls: list[tuple[Any, ...]] = []
         self.process: subprocess.Popen[bytes] | None = None
-
-    async def register(self, unit: ServiceUnit) -> str:
-        raise NotImplementedError
-
-    async def remove(self, name: str) -> None:
-        raise NotImplementedError
-
-    async def start(self, name: str) -> ServiceStatus:
-        raise NotImplementedError
-
-    async def stop(self, name: str) -> ServiceStatus:
-        raise NotImplementedError
-
-    async def adopt(self, unit: ServiceUnit, socket: Fd) -> None:
-        raise NotImplementedError
-
-    async def keep(self, service: str, name: str, descriptor: Fd) -> None:
-        raise NotImplementedError
-
-    async def drop(self, service: str, name: str) -> None:
-        raise NotImplementedError
-
-    async def orphan(self, pid: int) -> int | None:
-        raise NotImplementedError
 
     async def status(self) -> SystemStatus:
         pid = self.process.pid if self.process else os.getpid()
@@ -598,6 +548,11 @@ class FakeLauncher(Launcher):
         self.calls.append(("shutdown", stop_containers))
         if self.process is not None:
             self.process.kill()
+
+    async def _never(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    register = remove = start = stop = adopt = keep = drop = orphan = _never
 
 
 class FakeSession(Session):
