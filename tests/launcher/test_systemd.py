@@ -17,7 +17,9 @@ import pytest
 import trio
 from click.testing import CliRunner
 
+from container.cli.failure import Refused
 from container.cli.session import Session
+from container.cli.system import install as verbs
 from container.cli.system.install import command as install
 from container.cli.system.install import undo as uninstall
 from container.contracts.launcher import Launcher
@@ -128,6 +130,55 @@ def test_install_and_uninstall_with_a_folder_touch_nothing_else(
     assert {path.name for path in folder.iterdir()} == UNITS
     done = run.invoke(uninstall, ["--directory", str(folder)], obj=Session())
     assert done.output == f"8 unit files removed from {folder}\n"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_install_tells_systemd_and_uninstall_takes_it_back(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: bool
+) -> None:
+    heard = tmp_path / "heard"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    systemctl = programs / "systemctl"
+    systemctl.write_text(f'#!/bin/sh\necho "$@" >> {heard}\n')
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(verbs, "SYSTEM", tmp_path / "system")
+    monkeypatch.setattr(verbs, "BOOTED", tmp_path / "booted")
+    for name, value in paths.environment().items():
+        monkeypatch.setenv(name, value)
+    scope = ["--user"] if user else ["--system"]
+    if not user and os.geteuid() != 0:
+        pytest.skip("needs root to be offered the machine's systemd")
+    folder = tmp_path / ("config/systemd/user" if user else "system")
+    run = CliRunner()
+
+    refused = run.invoke(install, scope, obj=Session())
+    assert isinstance(refused.exception, Refused)
+    assert "systemd does not run here" in str(refused.exception)
+    assert not folder.exists()
+
+    (tmp_path / "booted").mkdir()
+    assert run.invoke(install, [*scope, "--now"], obj=Session()).exit_code == 0
+    assert {path.name for path in folder.iterdir()} == UNITS
+    flag = "--user " if user else ""
+    first, enable, start = heard.read_text().splitlines()
+    assert (first, start) == (f"{flag}daemon-reload", f"{flag}start container.target")
+    enabled = set(enable.removeprefix(f"{flag}enable ").split())
+    assert enabled == {
+        name
+        for name in UNITS
+        if name.endswith(".socket") or name in ("container.target", "container-apiserver.service")
+    }
+
+    systemctl.write_text("#!/bin/sh\necho refused >&2\nexit 4\n")
+    failed = run.invoke(uninstall, scope, obj=Session())
+    assert "systemctl disable --now failed: refused" in str(failed.exception)
+    assert {path.name for path in folder.iterdir()} == UNITS
+    systemctl.write_text("#!/bin/sh\nexit 0\n")
+    assert run.invoke(uninstall, scope, obj=Session()).exit_code == 0
     assert list(folder.iterdir()) == []
 
 

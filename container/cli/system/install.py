@@ -14,6 +14,8 @@ from container.cli.groups import Verb
 from container.cli.session import Session
 
 SYSTEM = Path("/etc/systemd/system")
+BOOTED = Path("/run/systemd/system")
+"""Is there while systemd runs. Source: sd_booted(3)."""
 SYSTEMCTL_BOUND = 120.0
 """Seconds for one call of systemctl."""
 
@@ -125,11 +127,8 @@ def _folder(user: bool, directory: Path | None) -> Path:
 
 
 def _check_systemd(user: bool) -> None:
-    """Refuse where systemd does not run, or is not ours to change.
-
-    Source: sd_booted(3).
-    """
-    if not Path("/run/systemd/system").is_dir():
+    """Refuse where systemd does not run, or is not ours to change."""
+    if not BOOTED.is_dir():
         raise Refused(
             "systemd does not run here",
             hint='without it "container system start" does; --directory only writes the files',
