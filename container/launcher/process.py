@@ -79,7 +79,7 @@ async def serve(context: Context) -> None:
 
 
 async def _launch(context: Context, options: Options) -> None:
-    from container.launcher.rundir import make_root, prepare_run_directory
+    from container.launcher.rundir import make_root, prepare_run_directory, sweep_sockets
     from container.launcher.service import LauncherService
     from container.launcher.units import UNITS, load_units
 
@@ -89,6 +89,7 @@ async def _launch(context: Context, options: Options) -> None:
     make_root(paths.root)
     # Not given up before the process is gone: who waits for the lock waits for all of it.
     (await _sole(paths, activated=options.systemd)).keep()
+    sweep_sockets(paths.run / "runtime")
     with contextlib.ExitStack() as sockets:
         become_subreaper()
         owner = None if options.owner is None else sockets.enter_context(_taken(options.owner))

@@ -177,3 +177,19 @@ def somebody_listens(path: Path) -> bool:
         except OSError as error:
             return error.errno == errno.EAGAIN
     return True
+
+
+def sweep_sockets(folder: Path) -> None:
+    """Remove the sockets in a folder behind which nobody listens any more.
+
+    A launcher that was killed leaves those of services that had not started; nobody else knows of
+    them. The caller holds the launcher's lock.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for path in [folder / name for name in names if name.endswith(".sock")]:
+        inode = Inode.of(path)
+        if inode is not None and path.is_socket() and not somebody_listens(path):
+            unlink_socket(path, inode)
