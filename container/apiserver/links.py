@@ -69,13 +69,14 @@ class Link(Actor, Generic[C]):
             proxy, dropped = await self._connected()
             try:
                 return await operation(proxy)
-            except PeerGone as error:
+            except (PeerGone, trio.ClosedResourceError) as error:
+                # The latter where another operation has noticed first, and given it up.
                 if self._current is not None and self._current[0] is proxy:
                     self._current = None
                 dropped.set()
                 if attempt == 2:
                     raise Unavailable(
-                        f"the {self._contract.contract_name} service went away: {error.message}",
+                        f"the {self._contract.contract_name} service went away: {error}",
                         hint="`container system status` shows what runs",
                     ) from error
         raise AssertionError("unreachable")

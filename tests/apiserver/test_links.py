@@ -42,6 +42,21 @@ async def test_a_link_connects_when_first_used_and_again_after_a_restart(tmp_pat
                         assert (await health(lambda it: it.ping())).containers == containers
 
 
+async def test_a_link_that_another_operation_gave_up_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with Link(Health, path) as health, open_service(service(tmp_path, 1), at=path):
+        tries = 0
+
+        async def ping(it: Health) -> int:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise trio.ClosedResourceError("this proxy was closed")
+            return (await it.ping()).containers
+
+        assert await health(ping) == 1
+
+
 async def test_an_error_of_the_service_passes_a_link_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "s"
 
