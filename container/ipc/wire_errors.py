@@ -12,6 +12,7 @@ type and its sentence: whoever wrote `from` chose to say why. The causes of a bu
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -38,6 +39,8 @@ from container.ipc.errors import (
 logger = logging.getLogger("container.ipc")
 
 _process_name: str | None = None
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+"""What the machine or the process has none left of: descriptors, disk, memory."""
 DEPTH = 16
 """Causes and groups deeper than this are cut."""
 WIDTH = 64
@@ -92,6 +95,11 @@ def _lowered(error: BaseException, route: str, depth: int) -> dict[str, object]:
     if isinstance(error, trio.BrokenResourceError):
         # No bug: who was at the other end of the handler's channel or stream has gone.
         error = _caused(Unavailable(f"{route}: {str(error) or 'a stream broke'}"), error.__cause__)
+    elif isinstance(error, OSError) and error.errno in EXHAUSTED:
+        # No bug either: the machine has none left, and whoever asks later may be lucky.
+        sentence = f"{route} failed in {process_name()}: {os.strerror(error.errno).lower()}"
+        logger.error("%s", sentence, exc_info=error)
+        error = _caused(Unavailable(sentence, details={"errno": error.errno}), error.__cause__)
     elif not isinstance(error, ContainerError):
         error = _bug(error, route)
     hops = [*error.provenance, Hop(process=process_name(), pid=os.getpid(), route=route)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -49,6 +50,16 @@ def test_each_code_has_a_class_that_travels(code: ErrorCode) -> None:
     assert str(error) == error.message == "a sentence"
     assert error.hint == "do this"
     assert error.details["key"] == [1, None, {"x": 2.5}]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC, errno.ENOMEM])
+def test_what_the_machine_has_none_left_of_is_no_bug(number: int) -> None:
+    error = carried(OSError(number, os.strerror(number), "/a/secret/path"))
+    assert type(error) is Unavailable
+    assert os.strerror(number).lower() in str(error)
+    assert "secret" not in str(error)
+    assert error.details == {"errno": number}
+    assert type(carried(OSError(errno.EBADF, "bad"))) is InternalError
 
 
 def test_an_unknown_code_arrives_as_the_base() -> None:
