@@ -159,7 +159,11 @@ class Snapshots:
                     set_aside(record)
                     record.unlink(missing_ok=True)
                     os.symlink(target, record)
-            sync_folder(self.holders_folder)
+            try:
+                sync_folder(self.holders_folder)
+            except BaseException:
+                record.unlink(missing_ok=True)  # who was told of no hold never releases one
+                raise
 
     def release(self, holds: Iterable[Hold]) -> None:
         """Remove holds; durable when this returns."""

@@ -242,7 +242,8 @@ def _judge(operation: Operation, done: subprocess.CompletedProcess[bytes]) -> li
 
 def _last(text: bytes) -> str:
     lines = text.decode(errors="replace").strip().splitlines()
-    return lines[0][:200] if lines else ""
+    said = [line for line in lines if "starting the system" not in line]
+    return said[0][:200] if said else ""
 
 
 @contextlib.contextmanager
