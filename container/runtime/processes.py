@@ -77,6 +77,8 @@ class ManagedProcess:
     """Whether it was found before its start was noted, and may have been started or not."""
     _kept: list[str] = field(factory=list[str])
     _began: int = 0
+    _noting: trio.Lock = field(factory=trio.Lock)
+    _end_noted: bool = False
 
     @classmethod
     def found(
@@ -133,8 +135,10 @@ class ManagedProcess:
         )
 
     async def note(self, step: Step) -> None:
-        """Write down how far it has come."""
-        await trio.to_thread.run_sync(self._write, self.record(step))
+        """Write down how far it has come, if its end is not written down yet."""
+        async with self._noting:
+            if not self._end_noted:
+                await trio.to_thread.run_sync(self._write, self.record(step))
 
     def _write(self, record: ProcessRecord) -> None:
         try:
@@ -209,7 +213,10 @@ class ManagedProcess:
             self.supervised = False
         # Shielded: a few small files.
         with trio.CancelScope(shield=True):
-            self.finish(await trio.to_thread.run_sync(self._write_end, ended, memory_kills))
+            async with self._noting:
+                self._end_noted = True
+                status = await trio.to_thread.run_sync(self._write_end, ended, memory_kills)
+            self.finish(status)
 
     def _write_end(self, ended: Ended, memory_kills: Callable[[], int] | None) -> ExitStatus:
         # Written before anybody hears of it, and before the kernel forgets it.

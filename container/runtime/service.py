@@ -330,8 +330,7 @@ class SandboxService(Actor, Sandbox):
                 raise InvalidState(f"process {process!r} ended before it was started")
             if process != INIT:
                 self._check_running()
-            # Shielded: a further process that was made but not noted would run on unseen. The OCI
-            # runtime's calls are bounded.
+            # Shielded: what was made but not noted would run on unseen. All of it is bounded.
             with trio.CancelScope(shield=True):
                 if process == INIT:
                     await self._start_first(managed)

@@ -18,6 +18,7 @@ from container.contracts.runtime import (
     TerminalSize,
 )
 from container.ipc import Fd, InvalidState, NotFound
+from container.runtime.records import Records, Step
 from container.storage.paths import Paths
 
 from .conftest import PATH, pipe, read_all, real_runtime_missing
@@ -271,4 +272,17 @@ async def test_a_launcher_that_comes_later_keeps_the_descriptors_too(system: Sys
         async with survivor.sandbox() as sandbox:
             assert (await sandbox.wait("init")).code == 34
         assert survivor.log() == b"last words\n"
+        await end(survivor)
+
+
+async def test_the_end_of_what_ends_at_once_is_what_is_written_last(system: System) -> None:
+    for _ in range(5):
+        survivor = await system.container()
+        await running(survivor, "true")
+        async with survivor.sandbox() as sandbox:
+            assert (await sandbox.wait("init")).code == 0
+            found = Records(survivor.folder / "bundle" / "records").read()
+            assert found is not None
+            assert found.first is not None
+            assert found.first.step is Step.ENDED
         await end(survivor)
