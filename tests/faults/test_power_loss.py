@@ -18,10 +18,12 @@ from attrs import evolve, frozen
 
 from container.apiserver.store import ContainerStore
 from container.contracts.apiserver import Container, ContainerStatus
-from container.contracts.runtime import ExitStatus
+from container.contracts.runtime import ExitStatus, ProcessSpec, Resources, SandboxSpec
 from container.images.limits import Limits
 from container.images.service import ImagesService
 from container.images.store import Store
+from container.runtime.records import ProcessRecord, Records, RunRecord
+from container.runtime.records import Step as StepOfRun
 from container.storage.blobs import Blobs
 from container.storage.documents import Documents, set_aside
 from container.storage.durable import make_folder
@@ -301,6 +303,27 @@ def test_a_container_that_removes_itself_is_whole_or_gone(disk: Path, tmp_path: 
         assert len(loaded.containers) + len(loaded.removing) <= 1
 
     assert every_crash(loss, tmp_path, check) > 10
+
+
+def test_the_records_of_a_run_are_whole_or_as_good_as_none(disk: Path, tmp_path: Path) -> None:
+    process = ProcessSpec(arguments=("true",))
+    spec = SandboxSpec(
+        id="c1", name="c", hostname="c", layers=(), process=process, resources=Resources()
+    )
+    folder = disk / "records"
+    with PowerLoss(disk) as loss:
+        records = Records(folder)
+        for number in (1, 2):
+            records.begin(RunRecord.new(spec))
+            records.write(ProcessRecord(0, "init", StepOfRun.MADE, process, pid=number))
+            records.write(ProcessRecord(0, "init", StepOfRun.STARTED, process, pid=number))
+
+    def check(place: Path, acknowledged: tuple[object, ...]) -> None:
+        found = Records(place / "records").read()
+        assert found is None or found.run.spec == spec
+        assert found is None or all(record.spec == process for record in found.processes)
+
+    assert every_crash(loss, tmp_path, check) > 20
 
 
 def test_the_seed_decides_what_is_tried(disk: Path) -> None:
