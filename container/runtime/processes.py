@@ -197,12 +197,12 @@ class ManagedProcess:
             terminal_input=terminal_input,
         )
 
-    async def supervise(self, memory_kills: Callable[[], int] | None = None) -> None:
+    async def supervise(self, killed_for_memory: Callable[[], bool] | None = None) -> None:
         """Carry its output until it has ended and its output too; then say how it ended.
 
         Args:
-            memory_kills: Returns how many processes the kernel has killed for want of memory.
-                Blocking; asked once it has ended.
+            killed_for_memory: Whether the kernel may have killed it for want of memory. Blocking;
+                asked once it has ended.
         """
         handle = self.handle
         assert handle is not None
@@ -215,12 +215,13 @@ class ManagedProcess:
         with trio.CancelScope(shield=True):
             async with self._noting:
                 self._end_noted = True
-                status = await trio.to_thread.run_sync(self._write_end, ended, memory_kills)
+                status = await trio.to_thread.run_sync(self._write_end, ended, killed_for_memory)
             self.finish(status)
 
-    def _write_end(self, ended: Ended, memory_kills: Callable[[], int] | None) -> ExitStatus:
+    def _write_end(self, ended: Ended, killed_for_memory: Callable[[], bool] | None) -> ExitStatus:
         # Written before anybody hears of it, and before the kernel forgets it.
-        status = exit_status(ended, out_of_memory=memory_kills is not None and memory_kills() > 0)
+        memory = killed_for_memory is not None and killed_for_memory()
+        status = exit_status(ended, out_of_memory=memory)
         if self.doubtful and status.code == 1:
             # So ends the OCI runtime's own first program when the helper that starts it is killed
             # in the middle; and so may the container's command. They can't be told apart.

@@ -19,18 +19,20 @@ from __future__ import annotations
 
 import enum
 import functools
+import logging
 import shutil
 import uuid
 from datetime import datetime
 from pathlib import Path
 
 import cattrs
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from cattrs.preconf.json import JsonConverter, make_converter
 
 from container.contracts.runtime import INIT, ExitStatus, ProcessSpec, SandboxSpec
 
 RUN_NAME = "run.json"
+_log = logging.getLogger(__name__)
 
 
 class Step(enum.Enum):
@@ -114,6 +116,13 @@ class Records:
     def write_run(self, run: RunRecord) -> None:
         """Write a run's document."""
         self._write(RUN_NAME, _CONVERTER.dumps(run))
+
+    def note_ending(self, run: RunRecord) -> None:
+        """Write that a run is being brought to its end; a disk that is full stops that not."""
+        try:
+            self.write_run(evolve(run, ending=True))
+        except OSError as error:
+            _log.warning("that container %s ends can't be written down: %s", run.spec.id, error)
 
     def write(self, process: ProcessRecord) -> None:
         """Write a process's document."""

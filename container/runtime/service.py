@@ -27,7 +27,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
-from attrs import evolve
 
 from container.contracts.logs import LogStream, open_log
 from container.contracts.runtime import (
@@ -275,7 +274,7 @@ class SandboxService(Actor, Sandbox):
         )
 
     async def _supervise_first(self, process: ManagedProcess) -> None:
-        await process.supervise(self._count_memory_kills)
+        await process.supervise(self._killed_for_memory)
         await self._end_run()
 
     async def _end_run(self) -> None:
@@ -287,6 +286,10 @@ class SandboxService(Actor, Sandbox):
         if self._log is not None:
             self._log.mark(LogStream.END)
             self._log.close()
+
+    def _killed_for_memory(self) -> bool:
+        # What we have killed ourselves was not; though others of it may have been, before.
+        return self._count_memory_kills() > 0 and not self._ending
 
     def _count_memory_kills(self) -> int:
         # The group's own count ends with the group.
@@ -564,7 +567,9 @@ class SandboxService(Actor, Sandbox):
             if self._down:
                 return
             self._ending = True
-            await trio.to_thread.run_sync(self._note_ending)
+            first = self._processes.get(INIT)
+            if self._run is not None and first and first.state is not ProcessState.EXITED:
+                await trio.to_thread.run_sync(self._records.note_ending, self._run)
             for process in self._processes.values():
                 if process.handle is not None and process.state is not ProcessState.EXITED:
                     self._signal(process, 9)
@@ -580,15 +585,6 @@ class SandboxService(Actor, Sandbox):
             if self._phase is not SandboxPhase.EMPTY:
                 self._phase = SandboxPhase.STOPPED
 
-    def _note_ending(self) -> None:
-        first = self._processes.get(INIT)
-        if self._run is None or first is None or first.state is ProcessState.EXITED:
-            return
-        try:
-            self._records.write_run(evolve(self._run, ending=True))
-        except OSError as error:
-            _log.warning("that container %s ends can't be written down: %s", self._id, error)
-
     async def _end_process(self, process: ManagedProcess) -> None:
         if process.handle is not None and process.state is not ProcessState.EXITED:
             # Its supervisor may be gone with our nursery, or never have been started.
@@ -596,5 +592,5 @@ class SandboxService(Actor, Sandbox):
                 if process.supervised:
                     await process.exited.wait()
                 else:
-                    await process.supervise(self._count_memory_kills)
+                    await process.supervise(self._killed_for_memory)
         process.finish(ExitStatus(code=None, exited_at=datetime.now(UTC)))

@@ -304,3 +304,25 @@ async def test_the_double_is_no_runtime_of_the_machine(
     async with sandbox(runtime, tmp_path, layer) as bench:
         with pytest.raises(Unsupported):
             await Bench(bench.service, layer, bench.folder, "recorded-not").run("true")
+
+
+async def test_a_child_that_the_kernel_killed_for_memory_is_told_apart(
+    runtime: str, tmp_path: Path, layer: Path
+) -> None:
+    async with sandbox(runtime, tmp_path, layer) as bench:
+        spec = bench.spec(
+            *("sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M; echo went on; read line; exit 3"),
+            process={"keep_input": True},
+            resources=Resources(memory=16 << 20),
+        )
+        await bench.service.bootstrap(spec, Stdio())
+        assert (await bench.service.state()).out_of_memory_kills == 0
+        await bench.service.start("init")
+        with trio.fail_after(10):
+            await bench.said(b"went on")
+        state = await bench.service.state()
+        assert (state.out_of_memory, state.out_of_memory_kills) == (False, 1)
+        exit_status = await bench.service.stop(StopOptions(timeout=0))
+        assert (exit_status.code, exit_status.out_of_memory) == (137, False)
+        state = await bench.service.state()
+        assert state.out_of_memory_kills == 1
