@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -510,3 +511,20 @@ async def test_the_service_is_the_same_over_a_connection(
             await images.get("dem")
         await images.release("c1")
         assert (await images.delete("demo")).freed > 0
+
+
+async def test_a_hold_that_can_not_be_synced_is_taken_back(
+    loaded: ImagesService, store_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await loaded.prepare("demo", "c1")
+
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(snapshots_module, "sync_folder", refuse)
+        with pytest.raises(Unavailable, match="too many files are open"):
+            await loaded.prepare("demo", "c2")
+    assert [name.partition(".")[0] for name in os.listdir(store_folder / "holders")] == ["c1"]
+    await loaded.prepare("demo", "c2")
+    await loaded.release("c2")
