@@ -100,11 +100,14 @@ class ContainersService(ContainerAdoption, Containers):
             await self._in_thread(self._store.create, container)
             layers = await self._prepare(container)
         except BaseException:
-            with self._finishing(container_id):
-                await self._cool_down(container_id)
-                await self._quietly(self._images(lambda images: images.release(container_id)))
-                await self._in_thread(partial(self._store.remove, durable=False), container_id)
-            del self._names[name]
+            try:
+                with self._finishing(container_id):
+                    await self._cool_down(container_id)
+                    await self._quietly(self._images(lambda images: images.release(container_id)))
+                    await self._in_thread(partial(self._store.remove, durable=False), container_id)
+            finally:
+                # Whatever went wrong with that too: the name is free, and not taken for ever.
+                del self._names[name]
             raise
         record = Record(container, layers)
         record.settled.set()
@@ -191,6 +194,11 @@ class ContainersService(ContainerAdoption, Containers):
         record = await self._settled(container)
         complete = further_process(record.container, process, spec)
         self._check_live(record)
+        name = record.container.name
+        if record.container.status is ContainerStatus.PAUSED:
+            raise InvalidState(
+                f"container {name} is paused", hint=f"`container unpause {name}` lets it go on"
+            )
         await self._call(record, lambda it: it.create_process(process, complete, stdio))
         return await self._sandboxes.hand_out(record.id)
 

@@ -173,6 +173,11 @@ class ContainerTable(Actor):
             del self._names[record.container.name]
         record.removed = True
         record.claimed.set()
+        if run is not None and run.exit is None and run.running.is_set():
+            # Killed with its helper: nobody saw how.
+            self._events.publish(
+                EventKind.DIE, record.container, exit_code="unknown", restarts="no"
+            )
         self._events.publish(EventKind.DESTROY, record.container)
         record.change()
 

@@ -61,6 +61,16 @@ async def test_a_whole_life_is_told_in_order(
     assert numbers == sorted(set(numbers))
 
 
+async def test_what_is_removed_while_it_runs_dies_first(
+    autojump_clock: Any, world: Any, containers: Any
+) -> None:
+    made = await world.started(containers)
+    await containers.delete(made.id, force=True)
+    events = await told(containers)
+    assert kinds(events) == ["create", "start", "die", "destroy"]
+    assert events[2].attributes == {"exit_code": "unknown", "restarts": "no"}
+
+
 async def test_restarts_memory_and_unknown_ends_are_told(
     autojump_clock: Any, world: Any, containers: Any
 ) -> None:

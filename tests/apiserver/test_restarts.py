@@ -15,7 +15,7 @@ from container.contracts.apiserver import (
     RestartCondition,
     RestartPolicy,
 )
-from container.contracts.runtime import ExitStatus, Stdio, StopOptions
+from container.contracts.runtime import ExitStatus, ProcessSpec, Stdio, StopOptions
 from container.ipc import InvalidArgument, InvalidState, NotFound, Unavailable
 
 NO = RestartPolicy()
@@ -371,6 +371,9 @@ async def test_a_paused_container_is_shown_so_and_goes_on(
     assert (await containers.get(made.id)).status is ContainerStatus.PAUSED
     with pytest.raises(InvalidState, match="is paused"):
         await containers.delete(made.id)
+    with pytest.raises(InvalidState, match="is paused") as caught:
+        await containers.create_process(made.id, "p", ProcessSpec(("true",)), Stdio())
+    assert "unpause" in (caught.value.hint or "")
     await containers.unpause(made.id)
     await containers.unpause(made.id)
     assert (await containers.get(made.id)).status is ContainerStatus.RUNNING
