@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from container.contracts.runtime import (
     StopOptions,
     TerminalSize,
 )
-from container.ipc import Fd, InvalidState, NotFound
+from container.ipc import Fd, InvalidState, NotFound, Unavailable
 from container.runtime.records import Records, Step
 from container.storage.paths import Paths
 
-from .conftest import PATH, pipe, read_all, real_runtime_missing
+from .conftest import PATH, pipe, read_all, real_runtime_missing, runtimes
 from .surviving import Survivor, System, alive, connected, launcher_running, next_launcher, until
 
 pytestmark = pytest.mark.skipif(
@@ -286,3 +287,44 @@ async def test_the_end_of_what_ends_at_once_is_what_is_written_last(system: Syst
             assert found.first is not None
             assert found.first.step is Step.ENDED
         await end(survivor)
+
+
+@pytest.mark.parametrize("runtime", runtimes("crun"))
+async def test_another_oci_runtimes_container_is_adopted_too(system: System, runtime: str) -> None:
+    system.runtime = runtime
+    survivor = await system.container()
+    async with survivor.sandbox() as sandbox:
+        await sandbox.bootstrap(survivor.spec("sh", "-c", "read line; exit 12"), Stdio())
+    await survivor.kill()
+    async with survivor.sandbox() as sandbox:
+        assert (await sandbox.state()).phase is SandboxPhase.CREATED
+        await sandbox.start("init")
+        assert (await sandbox.wait("init")).code == 12
+    await end(survivor)
+    survivor = await system.container()
+    await running(survivor, "sh", "-c", 'trap "exit 13" TERM; while :; do sleep 0.02; done')
+    await survivor.kill()
+    async with survivor.sandbox() as sandbox:
+        await sandbox.pause()
+    await survivor.kill()
+    async with survivor.sandbox() as sandbox:
+        assert (await sandbox.state()).phase is SandboxPhase.PAUSED
+        assert (await sandbox.stop(StopOptions())).code == 13
+    await end(survivor)
+
+
+async def test_a_container_that_is_dialled_after_an_adoption_answers(system: System) -> None:
+    survivor = await system.container()
+    await running(survivor, "sh", "-c", "nc -l -p 7000 -e echo hello; sleep 100")
+    await survivor.kill()
+    async with survivor.sandbox() as sandbox:
+        while True:
+            try:
+                connection = await sandbox.dial(7000)
+                break
+            except Unavailable:
+                await trio.sleep(0.02)  # nothing tells when a program listens
+        with socket.socket(fileno=connection.take()) as dialled:
+            dialled.settimeout(5)
+            assert await trio.to_thread.run_sync(dialled.recv, 100) == b"hello\n"
+    await end(survivor)
