@@ -30,6 +30,22 @@ def raise_open_files() -> int:
     return soft
 
 
+def limit_open_files(pid: int, soft: int) -> None:
+    """Set how many descriptors another process may open; never above our own hard limit.
+
+    Raises:
+        OSError: it is gone.
+    """
+    _set(pid, resource.RLIMIT_NOFILE, soft)
+
+
+def _set(pid: int, which: int, soft: int) -> None:
+    _, hard = resource.getrlimit(which)
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    resource.prlimit(pid, which, (soft, hard))
+
+
 def limit(unit: ServiceUnit, pid: int, open_files: int) -> None:
     """Set the limits of a unit for a process. One that can't be set is told in the log.
 
@@ -39,22 +55,16 @@ def limit(unit: ServiceUnit, pid: int, open_files: int) -> None:
         open_files: Descriptors, for a unit that does not say how many.
     """
 
-    def bounded(which: int, soft: int) -> None:
-        _, hard = resource.getrlimit(which)
-        if hard != resource.RLIM_INFINITY:
-            soft = min(soft, hard)
-        resource.prlimit(pid, which, (soft, hard))
-
     def adjust() -> None:
         with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
             file.write(str(unit.oom_score_adjust))
 
     steps: list[tuple[str, Callable[[], None]]] = [
-        ("open files", lambda: bounded(resource.RLIMIT_NOFILE, unit.open_files or open_files)),
+        ("open files", lambda: limit_open_files(pid, unit.open_files or open_files)),
     ]
     core_size, nice = unit.core_size, unit.nice
     if core_size is not None:
-        steps.append(("core size", lambda: bounded(resource.RLIMIT_CORE, core_size)))
+        steps.append(("core size", lambda: _set(pid, resource.RLIMIT_CORE, core_size)))
     if unit.oom_score_adjust is not None:
         steps.append(("OOM score", adjust))
     if nice is not None:

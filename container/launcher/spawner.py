@@ -22,7 +22,7 @@ from container.ipc.spawning.asking import FORK_BOUND, ZygoteLink, start_zygote
 from container.ipc.spawning.requests import Fork
 from container.launcher.children import Children, Process
 from container.launcher.descriptors import DescriptorStore
-from container.launcher.limits import limit
+from container.launcher.limits import limit, limit_open_files
 from container.launcher.logfiles import Logs
 
 
@@ -178,6 +178,9 @@ class Spawner:
             finally:
                 os.close(log)
             self._process = self.children.add(pid)
+        with contextlib.suppress(OSError):  # its end is noticed elsewhere
+            # Command lines are forked from it too, and are not to have the launcher's own.
+            limit_open_files(pid, self.surroundings.open_files)
         self._link = ZygoteLink(control)
 
     def _drop(self, kill: bool = True) -> None:
