@@ -23,7 +23,15 @@ from attrs import define, field, frozen
 
 from container.contracts.apiserver import HealthCheck, HealthResult, HealthStatus
 from container.contracts.runtime import ExitStatus, ProcessSpec, Sandbox, Stdio
-from container.ipc import ContainerError, Fd, InvalidArgument, InvalidState, NotFound
+from container.ipc import (
+    ContainerError,
+    Fd,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    Unavailable,
+)
+from container.ipc.error_groups import single
 
 INTERVAL = 30.0
 TIMEOUT = 30.0
@@ -33,6 +41,8 @@ STARTING_INTERVAL = 5.0
 OUTPUT_MAX = 4096
 """Bytes of a check's output that are kept."""
 RESULTS_MAX = 5
+LAST_OUTPUT = 0.1
+"""Seconds from a check's end to that of its output."""
 KILLING = 5.0
 """Seconds for a killed check to be gone."""
 
@@ -119,36 +129,61 @@ async def keep_checking(check: HealthCheck, checked: Checked, health: Health, li
 
 
 async def _checked_once(command: tuple[str, ...], timeout: float, checked: Checked) -> HealthResult:
+    """Run one check.
+
+    Raises:
+        ContainerError: it could not be run, or how it ended can't be known.
+    """
     process = f"health-{uuid.uuid4().hex[:12]}"
     spec = checked.spec(command, process)
     began = checked.clock()
     read, write = os.pipe2(os.O_CLOEXEC)
+    started = False
     ended: ExitStatus | None = None
     output = bytearray()
     async with trio.lowlevel.FdStream(read) as stream:
-        try:
-            with trio.move_on_after(timeout) as bound:
-                with Fd(write) as out, Fd(os.dup(out.fileno())) as error:
-                    stdio = Stdio(stdout=out, stderr=error)
+        with Fd(write) as out, Fd(os.dup(out.fileno())) as error:
+            stdio = Stdio(stdout=out, stderr=error)
+            try:
+                with trio.move_on_after(timeout):
                     await checked.call(lambda it: it.create_process(process, spec, stdio))
-                await checked.call(lambda it: it.start(process))
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_collect, stream, output)
-                    ended = await checked.call(lambda it: it.wait(process))
-                    # What else has the pipe open may outlive the check.
-                    nursery.cancel_scope.deadline = trio.current_time() + 0.1
-        except (NotFound, InvalidArgument) as refused:
-            code = refused.details.get("exit_status")
-            if not isinstance(code, int):
-                raise
-            return HealthResult(began, checked.clock(), code, refused.message[:OUTPUT_MAX])
-    if ended is None and bound.cancelled_caught:
-        output[:0] = f"it did not end within {timeout:g} s and was killed\n".encode()
+                    await checked.call(lambda it: it.start(process))
+                    started = True
+                    out.close()  # ours: or its end would not be seen
+                    error.close()
+                    ended = await _ended(process, checked, stream, output)
+            except (NotFound, InvalidArgument) as refused:
+                code = refused.details.get("exit_status")
+                if not isinstance(code, int):
+                    raise
+                return HealthResult(began, checked.clock(), code, refused.message[:OUTPUT_MAX])
+    if ended is None:
         await _kill(process, checked)
-    elif ended is not None and ended.code is None:
-        raise InvalidState("how the check ended is not known")
+    if not started:
+        raise Unavailable("the container's helper did not start it in time")
+    if ended is None:
+        output[:0] = f"it did not end within {timeout:g} s and was killed\n".encode()
+    elif ended.code is None:
+        raise Unavailable("how it ended is not known")
     text = bytes(output[:OUTPUT_MAX]).decode(errors="replace")
     return HealthResult(began, checked.clock(), None if ended is None else ended.code, text)
+
+
+async def _ended(
+    process: str, checked: Checked, stream: trio.abc.ReceiveStream, output: bytearray
+) -> ExitStatus:
+    """Return how a check ended, its output collected."""
+    ended: ExitStatus | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_collect, stream, output)
+            ended = await checked.call(lambda it: it.wait(process))
+            # What else has the pipe open may outlive the check.
+            nursery.cancel_scope.deadline = trio.current_time() + LAST_OUTPUT
+    except BaseExceptionGroup as group:
+        raise single(group) from None
+    assert ended is not None
+    return ended
 
 
 async def _collect(stream: trio.abc.ReceiveStream, output: bytearray) -> None:

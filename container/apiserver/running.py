@@ -246,11 +246,10 @@ class ContainerRuns(ContainerTable):
     async def _until_ended(self, record: Record, run: Run) -> ExitStatus | None:
         ended: ExitStatus | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._notice_start, record, run)
-            if record.container.health is not None and record.health is not None:
-                nursery.start_soon(
-                    self._check_health, record, run, record.container.health, record.health
-                )
+            nursery.start_soon(self._guarded, self._notice_start, record, run)
+            check, health = record.container.health, record.health
+            if check is not None and health is not None:
+                nursery.start_soon(self._guarded, self._check_health, record, run, check, health)
             ended = await self._watch.exit_of(record.id, partial(self._unreachable, record))
             nursery.cancel_scope.cancel()
         return ended

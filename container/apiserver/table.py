@@ -275,15 +275,15 @@ class ContainerTable(Actor):
             raise DeadlineExceeded(f"the clean-up of container {container_id} took too long")
 
     def _in_background(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """Run a task of this actor. A bug in it is logged, and costs no other container."""
+        """Run a task of this actor."""
+        self.nursery.start_soon(self._guarded, function, *arguments, name=function.__name__)
 
-        async def guarded() -> None:
-            try:
-                await function(*arguments)
-            except Exception:
-                _log.exception("%s failed", function.__name__)
-
-        self.nursery.start_soon(guarded, name=function.__name__)
+    async def _guarded(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Do something whose bug is logged, and costs no other container, nor its own run."""
+        try:
+            await function(*arguments)
+        except Exception:
+            _log.exception("%s failed", function.__name__)
 
     async def _quietly(self, step: Awaitable[object]) -> None:
         """Do one step of a clean-up: its failure is logged and does not hide what led to it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -202,6 +203,41 @@ async def test_a_helper_that_is_away_says_nothing_of_its_container(
     await trio.sleep(40)
     seen = await containers.get(made.id)
     assert (seen.status, seen.health_status) == (ContainerStatus.RUNNING, HealthStatus.STARTING)
+
+
+async def test_a_helper_that_dies_under_a_check_is_no_end_of_its_runs_watch(
+    autojump_clock: Any,
+) -> None:
+    checks = Checks()
+    checks.hangs = True
+    async with system(programs={"check": checks}) as it:
+        await checked(it, HealthCheck(command=("check",), interval=1.0, timeout=100.0))
+        await trio.sleep(2)
+        assert len(checks.times) == 1
+        (name,) = it.helpers.names()
+        it.helpers.kill(name)
+        with trio.fail_after(60):
+            await it.containers.wait("web")
+        assert (await it.containers.get("web")).status is ContainerStatus.STOPPED
+
+
+async def test_a_check_that_leaves_a_process_with_its_output_open_ends(
+    autojump_clock: Any,
+) -> None:
+    left: list[int] = []
+
+    async def leaves(play: Play) -> int:
+        left.append(os.dup(play.stdio[1]))
+        await play.write(b"left")
+        return 0
+
+    async with system(programs={"check": leaves}) as it:
+        await checked(it)
+        await trio.sleep(10.5)
+        (result,) = (await it.containers.get("web")).health_results
+        assert (result.code, result.output) == (0, "left")
+    for descriptor in left:
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize(
