@@ -102,9 +102,7 @@ class ContainersService(ContainerAdoption, Containers):
         except BaseException:
             try:
                 with self._finishing(container_id):
-                    await self._cool_down(container_id)
-                    await self._quietly(self._images(lambda images: images.release(container_id)))
-                    await self._in_thread(partial(self._store.remove, durable=False), container_id)
+                    await self._quietly(self._undo_create(container_id))
             finally:
                 # Whatever went wrong with that too: the name is free, and not taken for ever.
                 del self._names[name]
@@ -116,6 +114,13 @@ class ContainersService(ContainerAdoption, Containers):
         if container.auto_remove:
             self._in_background(self._expire, record, container.created_at)
         return container
+
+    async def _undo_create(self, container_id: str) -> None:
+        await self._cool_down(container_id)
+        # The mark first: where the images helper can't be reached, the next start releases.
+        await self._in_thread(partial(self._store.mark_removing, durable=False), container_id)
+        await self._images(lambda images: images.release(container_id))
+        await self._in_thread(partial(self._store.remove, durable=False), container_id)
 
     async def _image(self, options: ContainerOptions) -> Image:
         reference, platform = options.image, options.platform

@@ -216,6 +216,20 @@ async def test_a_failed_create_leaves_nothing(
     await containers.create(options(name="web"))
 
 
+async def test_a_failed_create_whose_image_can_not_be_released_is_for_the_next_start(
+    autojump_clock: Any, world: Any, containers: Any, options: Any
+) -> None:
+    for operation in ("images.prepare", "images.release"):
+        world.faults.errors[operation] = Unavailable("the images helper is gone")
+    with pytest.raises(Unavailable, match="the images helper is gone"):
+        await containers.create(options(name="web"))
+    (folder,) = world.paths.containers.iterdir()
+    assert (folder / "removing").exists()
+    assert await containers.list() == ()
+    world.faults.errors.clear()
+    await containers.create(options(name="web"))
+
+
 @pytest.mark.parametrize("operation", ["helper.start", "gate.open", "sandbox.connect"])
 async def test_a_helper_that_cannot_be_started_in_advance_is_tried_again_at_bootstrap(
     autojump_clock: Any, world: Any, containers: Any, options: Any, operation: str

@@ -167,8 +167,8 @@ class Bench:
         report = trio.run(partial(audit, self.paths, also=self.ids, settle=SETTLE))
         if any(finding.kind is Kind.LEFTOVER for finding in report.findings):
             # Only the next start sweeps what was half made when no space or descriptor was left.
-            self._within(("system", "stop"), problems)
-            self._within(("ls",), problems)
+            for line in (("system", "stop"), ("ls",), ("image", "list")):
+                self._within(line, problems)
             report = trio.run(partial(audit, self.paths, also=self.ids, settle=SETTLE))
         problems += [f"check: {f.kind.value} {f.subject}: {f.what}" for f in report.findings]
         return problems
