@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -161,6 +162,8 @@ class Bench:
         removed = self._within(("rm", "-f", "t"), problems)
         if removed is not None and removed.returncode and b"no container" not in removed.stderr:
             problems.append(f"rm -f says {_last(removed.stderr)}")
+        # Nobody else would start the images helper, which sweeps what it was killed in.
+        self._within(("image", "list"), problems)
         listed = self._within(("ls", "-a", "--format", "json"), problems)
         if listed is not None and (listed.returncode or json.loads(listed.stdout)):
             problems.append(f"ls says {listed.stdout.decode()[:200]} {_last(listed.stderr)}")
@@ -333,11 +336,14 @@ def run_all(
         every = triples(made, named or operations, only, random.Random(seed))
     say(f"seed {seed}: {len(every)} triples")
     waiting = iter(every[:count])
+    stopping = threading.Event()
 
     def work() -> None:
         with contextlib.ExitStack() as stack:
             made = stack.enter_context(bench())
-            while time.monotonic() < end and (triple := next(waiting, None)) is not None:
+            while not (stopping.is_set() or time.monotonic() > end):
+                if (triple := next(waiting, None)) is None:
+                    return
                 verdict = made.run(triple)
                 verdicts.append(verdict)
                 if len(verdicts) % 50 == 0:
@@ -352,8 +358,11 @@ def run_all(
                     made = stack.enter_context(bench())
 
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(work) for _ in range(jobs)]:
-            done.result()
+        try:
+            for done in [pool.submit(work) for _ in range(jobs)]:
+                done.result()
+        finally:
+            stopping.set()
     return verdicts
 
 
