@@ -49,9 +49,10 @@ class Killer:
             try:
                 return await original(*arguments, **named)
             finally:
-                if ours and not self.rest and not self.at and not self.flag.read_text():
+                if ours and not self.rest:
                     self.active = False
-                    self.flag.write_text(str(self.count))
+                    if not self.at and not self.flag.read_text():
+                        self.flag.write_text(str(self.count))
 
         setattr(SandboxService, call, watched)
 

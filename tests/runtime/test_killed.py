@@ -29,7 +29,7 @@ from .surviving import Survivor, System, connected, launcher_running, until
 pytestmark = pytest.mark.skipif(
     bool(real_runtime_missing("runc")), reason=real_runtime_missing("runc")
 )
-FEW = 8
+FEW = 5
 AT_ONCE = 4
 SCRIPT = 'trap "echo told; exit 7" TERM; echo out; while :; do sleep 0.02; done'
 WORDS = ("sh", "-c", SCRIPT)
@@ -62,10 +62,16 @@ async def bootstrap(survivor: Survivor, sandbox: Sandbox) -> None:
         await sandbox.bootstrap(survivor.spec(*WORDS), Stdio())
 
 
+async def start(sandbox: Sandbox) -> None:
+    started = await sandbox.start("init")
+    if started.terminal_input is not None:
+        started.terminal_input.close()
+
+
 async def run(survivor: Survivor) -> None:
     async with survivor.sandbox() as sandbox:
         await bootstrap(survivor, sandbox)
-        await sandbox.start("init")
+        await start(sandbox)
 
 
 async def end(survivor: Survivor, code: int | None = 7) -> None:
@@ -73,11 +79,11 @@ async def end(survivor: Survivor, code: int | None = 7) -> None:
     async with survivor.sandbox() as sandbox:
         await bootstrap(survivor, sandbox)
         with trio.move_on_after(5):
-            await sandbox.start("init")
+            await start(sandbox)
             await until(lambda: b"out" in survivor.log())
         found = await sandbox.stop(StopOptions())
         assert found.code == code, found
-        assert survivor.log() == b"out\ntold\n"
+        assert survivor.log().replace(b"\r", b"") == b"out\ntold\n"
         assert survivor.ended()
         await sandbox.shutdown()
     await survivor.gone()
@@ -91,6 +97,11 @@ async def in_bootstrap(survivor: Survivor) -> None:
         if phase is SandboxPhase.EMPTY:
             assert survivor.inside() == set()
     await end(survivor)
+
+
+async def in_bootstrap_with_a_terminal(survivor: Survivor) -> None:
+    survivor.terminal = True
+    await in_bootstrap(survivor)
 
 
 async def in_start(survivor: Survivor) -> None:
@@ -160,6 +171,7 @@ async def in_shutdown(survivor: Survivor) -> None:
 
 CALLS = {
     "bootstrap": (in_bootstrap, "bootstrap"),
+    "bootstrap with a terminal": (in_bootstrap_with_a_terminal, "bootstrap"),
     "start": (in_start, "start"),
     "exec": (in_exec, "create_process start"),
     "stop": (in_stop, "_kill_all"),
