@@ -13,6 +13,7 @@ import trio
 from container.contracts.launcher import Launcher, ServiceState
 from container.ipc import InvalidArgument, InvalidState, PermissionDenied, Unavailable
 from container.launcher.boot import ensure_running, start_private, wait_stopped
+from container.launcher.rundir import somebody_listens
 from container.storage.paths import Paths
 
 from .conftest import System, processes_of, until
@@ -129,7 +130,7 @@ async def test_at_boot_what_has_something_to_come_back_for_is_started(
         (tmp_path / f"{name}.toml").write_text(text)
     process = start_launcher(paths, "--units", str(tmp_path))
     try:
-        await until(paths.launcher_socket.is_socket)
+        await until(lambda: somebody_listens(paths.launcher_socket))
         async with Launcher.connect(paths.launcher_socket) as launcher:
             system = System(paths, launcher)
             await system.until("a", ServiceState.RUNNING)

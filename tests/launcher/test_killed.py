@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import trio
 
 from container.contracts.launcher import Launcher, ServiceUnit
 from container.ipc import Fate, PeerGone, connection_of
+from container.launcher.rundir import somebody_listens
 from container.storage.paths import Paths
 
 from .conftest import ask, processes_of, running, unit, until
@@ -53,10 +53,11 @@ async def test_a_launcher_killed_while_it_starts_a_service_leaves_no_half_of_it(
 ) -> None:
     one = unit(NAME, "proper", outlives_launcher=outlives)
     dying = start_dying(paths, step)
-    await until(lambda: paths.launcher_socket.is_socket())
+    await until(lambda: somebody_listens(paths.launcher_socket))
     with pytest.raises(PeerGone):
         await start_for_ever(paths, one)
-    assert await trio.to_thread.run_sync(dying.wait) == -signal.SIGKILL
+    await until(lambda: dying.poll() is not None)
+    assert dying.returncode == -signal.SIGKILL
     lives = outlives and step in ("gate", "run")
     # What lives on is past its gate, and serves; all else ends by itself.
     await until(lambda: list(processes_of(paths).values()) == ([NAME] if lives else []))

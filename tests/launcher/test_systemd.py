@@ -281,7 +281,7 @@ async def under(played: Played) -> AsyncGenerator[System]:
     """Hear the launcher and hold a connection to it; connecting finds the socket in any case."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(played.hear)
-        with trio.fail_after(BOUND):
+        with trio.fail_after(3 * BOUND):  # each thing in it has a bound of its own
             async with Launcher.connect(played.paths.launcher_socket) as launcher:
                 yield System(played.paths, launcher)
         nursery.cancel_scope.cancel()
