@@ -14,7 +14,7 @@ child's would; a crash on either side ends both.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
@@ -228,12 +228,21 @@ def stream(
 
 
 async def _drive(generator: AsyncGenerator[Any], sending: SendingEnd[Any]) -> None:
+    step: Callable[[], Awaitable[Any]] = generator.__anext__
     try:
-        async for item in generator:
+        while True:
+            try:
+                item = await step()
+            except StopAsyncIteration:
+                break
+            step = generator.__anext__
             try:
                 await sending.send(item)
             except trio.BrokenResourceError:
                 return  # the reader has left
+            except trio.Cancelled as cancelled:
+                # Perhaps of a scope that the generator holds: it is the one to see it, where it is.
+                step = functools.partial(generator.athrow, cancelled)
         # Not after an exception: what failed has not ended, and the scope's failure says so.
         await sending.aclose()
     finally:

@@ -226,3 +226,29 @@ async def test_a_stream_that_relays_another_one_ends_it_when_its_reader_leaves(
                 await numbers.aclose()
                 await trio.sleep(5)
             assert (near.log, far.log) == (["left"] * 2, ["ended"] * 2)
+
+
+class Patient(HallService):
+    """A stream that does not wait for ever for its reader."""
+
+    @stream(capacity=2)
+    async def numbers(self) -> AsyncGenerator[int]:
+        for number in range(6):
+            with trio.move_on_after(10) as scope:
+                yield number
+            self.log.append("late" if scope.cancelled_caught else "sent")
+
+
+async def test_a_scope_that_expires_while_a_stream_waits_at_its_yield_is_the_generators(
+    link: Link, autojump_clock: trio.testing.MockClock
+) -> None:
+    service = Patient()
+    async with link(service) as hall, hall.numbers() as numbers:
+        first = await numbers.receive()
+        await trio.sleep(25)
+        rest = [number async for number in numbers]
+    assert (first, service.log.count("late"), len(rest) + 1 + service.log.count("late")) == (
+        0,
+        2,
+        6,
+    )
