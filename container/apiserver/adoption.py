@@ -33,6 +33,7 @@ from container.apiserver import restarts
 from container.apiserver.records import Record
 from container.apiserver.running import ContainerRuns
 from container.apiserver.runs import first_process, seen
+from container.apiserver.table import SWEEPING
 from container.contracts.apiserver import ContainerStatus
 from container.contracts.launcher import SystemStatus
 from container.contracts.runtime import (
@@ -40,12 +41,10 @@ from container.contracts.runtime import (
     SandboxPhase,
     SandboxState,
 )
-from container.ipc import Backoff, ContainerError, Supervised, Unavailable
+from container.ipc import ContainerError, Supervised, Unavailable
 
 STARTING_HELPERS = 8
 """Helpers that are started at once at start-up, to look for what dead ones left behind."""
-SWEEPING = Backoff(1.0, 60.0)
-"""Between attempts to finish a removal."""
 SEEN = "apiserver.launcher"
 """In the run directory, which a reboot empties: the launcher that the last API server had."""
 
@@ -210,8 +209,8 @@ class ContainerAdoption(ContainerRuns):
         if container.auto_remove:
             record.container = evolve(container, exit=ended)
             with self._finishing(record.id):
-                await self._sandboxes.end(record.id, thorough=True)
-                await self._remove(record)
+                await self._quietly(self._sandboxes.end(record.id, thorough=True))
+            await self._remove_itself(record)
             return
         status = ContainerStatus.RESTARTING if again else ContainerStatus.STOPPED
         count = container.restart_count + again

@@ -148,7 +148,7 @@ class ContainerRuns(ContainerTable):
             record.run.scope.cancel()
             record.run = None
         if before.auto_remove:
-            await self._quietly(self._remove(record))
+            await self._remove_itself(record)
             return
         await self._quietly(self._take_down(record))
         await self._quietly(self._restore(record, before))
@@ -353,8 +353,7 @@ class ContainerRuns(ContainerTable):
 
     async def _after_run(self, record: Record, *, started: bool) -> None:
         if record.container.auto_remove:
-            with self._finishing(record.id):
-                await self._remove(record)
+            await self._remove_itself(record)
             return
         record.run = None  # before the helper is ended: it must not be taken for lost
         with self._finishing(record.id):
@@ -456,7 +455,7 @@ class ContainerRuns(ContainerTable):
         async with self.exclusive(record.id):
             if not record.claimed.is_set() and not record.removed:
                 _log.info("container %s was never started and removes itself", record.id)
-                await self._quietly(self._remove(record))
+                await self._remove_itself(record)
 
 
 def _exact(container: Container) -> str:

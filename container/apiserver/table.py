@@ -34,12 +34,14 @@ from container.contracts.launcher import Launcher
 from container.contracts.runtime import ExitStatus, Sandbox
 from container.ipc import (
     Actor,
+    Backoff,
     ContainerError,
     DataLoss,
     DeadlineExceeded,
     InvalidState,
     NotFound,
     PeerGone,
+    Supervised,
     Unavailable,
 )
 from container.storage.paths import Paths
@@ -48,6 +50,8 @@ T = TypeVar("T")
 
 REMEMBERED = 1024
 """Removed containers whose exit status can still be asked for by id."""
+SWEEPING = Backoff(1.0, 60.0)
+"""Between attempts to finish a removal."""
 RUNS = (ContainerStatus.RUNNING, ContainerStatus.RESTARTING)
 """On disk: a sandbox may exist."""
 
@@ -180,6 +184,28 @@ class ContainerTable(Actor):
             )
         self._events.publish(EventKind.DESTROY, record.container)
         record.change()
+
+    async def _remove_itself(self, record: Record) -> None:
+        """Remove a container that removes itself; what can't be done now is done later.
+
+        The caller holds its section. Who waits for the removal waits until then.
+        """
+        try:
+            with self._finishing(record.id):
+                await self._remove(record)
+        except ContainerError as error:
+            _log.warning("container %s can't be removed yet: %s", record.id, error)
+            self._in_background(self._remove_later, record)
+
+    async def _remove_later(self, record: Record) -> None:
+        async def remove() -> None:
+            async with self.exclusive(record.id):
+                if not record.removed:
+                    with self._finishing(record.id):
+                        await self._remove(record)
+
+        name = f"the removal of container {record.id}"
+        await Supervised[None](remove, name=name, backoff=SWEEPING, intensity=None).run()
 
     async def _remove_broken(self, container_id: str) -> None:
         """Remove a container whose document can't be read, and whatever runs of it."""

@@ -10,7 +10,7 @@ import trio
 
 from container.contracts.apiserver import ContainerStatus, WaitCondition
 from container.contracts.runtime import INIT, ProcessSpec, Stdio, StopOptions
-from container.ipc import InvalidArgument, InvalidState, NotFound
+from container.ipc import InvalidArgument, InvalidState, NotFound, Unavailable
 
 
 async def test_a_new_container_is_on_disk_and_listed(
@@ -80,6 +80,20 @@ async def test_a_container_that_removes_itself_leaves_nothing(
     # Whoever asks a moment too late is told all the same.
     assert (await containers.wait(made.id, WaitCondition.REMOVED)).code == 7
     assert (await containers.wait(made.id)).code == 7
+
+
+async def test_a_container_that_cannot_be_removed_now_is_removed_later_and_who_waits_is_told(
+    autojump_clock: Any, world: Any, containers: Any, options: Any
+) -> None:
+    made = await world.started(containers, auto_remove=True)
+    world.faults.errors["images.release"] = Unavailable("the images service is away")
+    world.sandboxes[made.id].exit(7)
+    with trio.move_on_after(20) as away:
+        await containers.wait(made.id, WaitCondition.REMOVED)
+    assert away.cancelled_caught
+    world.faults.errors.clear()
+    assert (await containers.wait(made.id, WaitCondition.REMOVED)).code == 7
+    assert world.left() == []
 
 
 async def test_a_helper_lingers_for_a_client_that_has_just_started_the_container(
