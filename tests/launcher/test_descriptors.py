@@ -30,8 +30,8 @@ def pipe() -> Fd:
 
 @pytest.fixture
 def store() -> DescriptorStore:
-    """An empty store of at most 12."""
-    return DescriptorStore(bound=12)
+    """An empty store of at most two more than one service may have."""
+    return DescriptorStore(bound=SERVICE_BOUND + 2)
 
 
 # --- the store ---
@@ -77,9 +77,9 @@ def test_too_many_are_refused_and_change_nothing(store: DescriptorStore) -> None
             store.keep("one", "further", further)
         os.fstat(further.fileno())
     store.keep("one", "0", pipe())
-    for number in range(12 - SERVICE_BOUND):
+    for number in range(2):
         store.keep("two", str(number), pipe())
-    with pipe() as further, pytest.raises(Overloaded, match="12 descriptors"):
+    with pipe() as further, pytest.raises(Overloaded, match=f"{SERVICE_BOUND + 2} descriptors"):
         store.keep("three", "x", further)
     store.drop("one")
     store.keep("three", "x", pipe())

@@ -14,7 +14,8 @@ from typing import Any
 from attrs import asdict, frozen
 
 REQUEST_BOUND = 8 * 2**20
-DESCRIPTOR_BOUND = 16
+DESCRIPTOR_BOUND = 72
+"""Of one request: standard ones, sockets, what a launcher keeps. The kernel takes 253."""
 
 
 @frozen
