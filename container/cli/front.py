@@ -7,7 +7,7 @@ process then waits, passes signals on, stops and continues with the child, and e
 did. Whatever goes wrong before the child has begun: the command runs here, as if nothing had been
 tried.
 
-It imports nothing that costs: no `socket`, `signal` or `pathlib`, but the C modules below them.
+It imports nothing that costs: no `socket`, `signal` or `pathlib`, but C modules.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def _ask() -> int | None:
     try:
         import _signal  # pyright: ignore[reportMissingImports]
         import _socket
+        import select
     except ImportError:
         return None
     from container.launcher import frontdoor
@@ -114,7 +115,7 @@ def _ask() -> int | None:
     except OSError:
         return None
     else:
-        return _attend(connection, pidfd, _socket, _signal, frontdoor)
+        return _attend(connection, pidfd, _socket, _signal, select, frontdoor)
     finally:
         connection.close()
 
@@ -166,7 +167,9 @@ def _begin(connection: Any, sockets: Any, door: Any) -> int:
     return ours
 
 
-def _attend(connection: Any, pidfd: int, sockets: Any, signals: Any, door: Any) -> int | None:
+def _attend(
+    connection: Any, pidfd: int, sockets: Any, signals: Any, select: Any, door: Any
+) -> int | None:
     """Let the child begin, and wait for its end."""
 
     def tell(number: int) -> None:
@@ -186,6 +189,12 @@ def _attend(connection: Any, pidfd: int, sockets: Any, signals: Any, door: Any) 
         signals.signal(number, stop)
         tell(SIGCONT)
 
+    # A signal that comes between Python's look for one and a system call that waits would be acted
+    # on when the call returns, so never: each writes a byte here, and that is waited for too.
+    woken, waker = os.pipe()
+    for end in (woken, waker):
+        os.set_blocking(end, False)
+    signals.set_wakeup_fd(waker, warn_on_full_buffer=False)
     before: dict[int, object] = {}
     for number in (*FORWARDED, SIGTSTP):
         if signals.getsignal(number) != signals.SIG_IGN:
@@ -196,14 +205,24 @@ def _attend(connection: Any, pidfd: int, sockets: Any, signals: Any, door: Any) 
     except OSError:
         for number, handler in before.items():
             signals.signal(number, handler)
+        signals.set_wakeup_fd(-1)
+        os.close(woken)
+        os.close(waker)
         return None
     word = b""
     try:
+        poll = select.poll()
+        for source in (connection.fileno(), woken):
+            poll.register(source, select.POLLIN)
         while len(word) < 2:
-            part = connection.recv(2 - len(word))
-            if not part:
-                break
-            word += part
+            ready = [source for source, _ in poll.poll()]
+            if woken in ready:
+                os.read(woken, 4096)
+            if connection.fileno() in ready:
+                part = connection.recv(2 - len(word))
+                if not part:
+                    break
+                word += part
     except OSError:
         pass
     finally:
