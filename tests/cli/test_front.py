@@ -33,6 +33,15 @@ OURSELVES = (2, 'no command "facts"')
 """Status and words of the real command line: the zygote of these tests knows `facts`."""
 
 
+class Started(subprocess.Popen[str]):
+    """A front whose test does not wait for its end when it has failed."""
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)
+
+
 class Door:
     """A run directory with a zygote behind its door."""
 
@@ -78,9 +87,9 @@ class Door:
             [*FRONT, *arguments], capture_output=True, text=True, timeout=60, **options
         )
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **options: Any) -> Started:
         options.setdefault("env", self.environment)
-        return subprocess.Popen(
+        return Started(
             [*FRONT, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
