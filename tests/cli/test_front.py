@@ -36,7 +36,7 @@ OURSELVES = (2, 'no command "facts"')
 class Started(subprocess.Popen[str]):
     """A front whose test does not wait for its end when it has failed."""
 
-    def __exit__(self, kind: Any, *rest: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:  # noqa: PYI036
         if kind is not None:
             self.kill()
         super().__exit__(kind, *rest)
