@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,11 @@ PR_SET_CHILD_SUBREAPER = 36
 
 SESSION_MARK = "CONTAINER_TEST_SESSION"
 """Environment variable by which a process of this session is known, whoever its parent is."""
+
+for _number in (signal.SIGINT, signal.SIGQUIT):
+    # A shell's background job ignores them, and so would every process that a test signals.
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 ALONE = bool(os.environ.get("CI"))
 """In CI nothing else runs on the machine, so that any new mount or cgroup is ours."""
