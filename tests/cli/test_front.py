@@ -124,7 +124,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def state_of(pid: int) -> str:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return "gone"
 
