@@ -9,26 +9,21 @@ forked nobody knows its pid yet, so that sweeps wait until it has been registere
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
-import struct
 from collections import OrderedDict
 from collections.abc import Generator
 
 import trio
 from attrs import define, field
 
+from container.pidfd import wait_status
+
 ORPHAN_BOUND = 1024
 """Exit statuses of orphans that are kept; the oldest is dropped."""
 
 OTHERS_REAPER_BOUND = 3.0
 """Seconds that the parent of an adopted process has to reap it."""
-
-_PIDFD_GET_INFO = 0xC040FF0B
-_PIDFD_INFO_EXIT = 1 << 3
-_INFO = struct.Struct("=QQ11Ii")
-"""Source: linux/pidfd.h, `struct pidfd_info`, its first 64 bytes."""
 
 
 @define(eq=False)
@@ -111,12 +106,8 @@ def _exit_status(pidfd: int) -> int | None:
     except ChildProcessError:
         pass
     # Adopted, so another's child: newer kernels tell whoever held its pidfd in time.
-    try:
-        raw = fcntl.ioctl(pidfd, _PIDFD_GET_INFO, _INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13))
-    except OSError:
-        return None
-    mask, *_, code = _INFO.unpack(raw)
-    if not mask & _PIDFD_INFO_EXIT:
+    code = wait_status(pidfd)
+    if code is None:
         return None
     return os.waitstatus_to_exitcode(code) if os.WIFEXITED(code) else 128 + os.WTERMSIG(code)
 

@@ -11,23 +11,18 @@ its status asked of the kernel (Linux 6.15), or of the launcher, whose child it 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
-import struct
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import trio
 
+from container.pidfd import wait_status
 from container.runtime.oci import ContainerProcess, Ended
 from container.runtime.records import start_time
 
-_INFO = struct.Struct("<QQ11Ii")
-_GET_INFO = 0xC0000000 | _INFO.size << 16 | 0xFF << 8 | 11
-"""PIDFD_GET_INFO. Source: linux/pidfd.h."""
-_INFO_EXIT = 1 << 3
 _REAP_SECONDS = 5.0
 """The kernel tells the status only when the parent has asked for it, which some do late."""
 
@@ -160,14 +155,8 @@ def _ask_kernel(pidfd: int) -> Ended:
     poller = select.poll()
     poller.register(pidfd, 0)  # POLLHUP: its parent has reaped it
     poller.poll(_REAP_SECONDS * 1000)
-    buffer = bytearray(_INFO.size)
-    struct.pack_into("<Q", buffer, 0, _INFO_EXIT)
-    try:
-        fcntl.ioctl(pidfd, _GET_INFO, buffer)
-    except OSError:
-        return Ended()
-    mask, *_, status = _INFO.unpack(buffer)
-    return _from_status(status) if mask & _INFO_EXIT else Ended()
+    status = wait_status(pidfd)
+    return Ended() if status is None else _from_status(status)
 
 
 def _from_status(status: int) -> Ended:
