@@ -2,7 +2,7 @@
 
 To wake a core that sleeps costs its waker a system call of tens of microseconds, and the sleeper as
 much again before its first instruction; in a virtual machine it is an exit to the host on each
-side. Of a small call between two idle cores that is more than half. So a loop that has nothing to
+side. Of a small call between two idle cores that is nearly half. So a loop that has nothing to
 do, and whose last few waits were all short, first looks again and again whether a message is there,
 and sleeps only after that. The kernel's own `haltpoll` decides in the same way, for the same time.
 
