@@ -101,6 +101,7 @@ async def _launch(context: Context, options: Options) -> None:
         service = LauncherService(
             paths,
             units=units,
+            listener=listener,
             door=door,
             owner=owner,
             preload=os.environ.get("CONTAINER_NO_ZYGOTE") != "1",
@@ -128,7 +129,7 @@ def _bound(
     """Return the launcher's sockets and the door, bound by us, and what identifies them."""
     from container.launcher.rundir import bind_listener
 
-    listener, inode = bind_listener(paths.launcher_socket)
+    listener, inode = bind_listener(paths.launcher_socket, listen=False)
     sockets.enter_context(listener)
     door, door_inode = bind_listener(paths.cli_socket)
     sockets.enter_context(door)

@@ -102,10 +102,14 @@ class Inode:
         return cls(found.st_dev, found.st_ino)
 
 
-def bind_listener(path: Path) -> tuple[socket.socket, Inode]:
+def bind_listener(path: Path, *, listen: bool = True) -> tuple[socket.socket, Inode]:
     """Listen at `path` (mode 0600), taking the place of a stale socket.
 
     The caller holds the launcher's lock.
+
+    Args:
+        path: Of the socket.
+        listen: False leaves it to the caller, with `BACKLOG`; until then connections are refused.
 
     `SO_PASSCRED` is set before anybody can connect: connections inherit it, so that even bytes sent
     before they are accepted carry their sender's credentials.
@@ -132,7 +136,8 @@ def bind_listener(path: Path) -> tuple[socket.socket, Inode]:
             path.chmod(0o600)
             inode = Inode.of(path)
             assert inode is not None
-            listener.listen(BACKLOG)
+            if listen:
+                listener.listen(BACKLOG)
         except BaseException:
             listener.close()
             raise

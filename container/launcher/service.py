@@ -46,6 +46,7 @@ from container.launcher.logfiles import Logs
 from container.launcher.mirror import Mirror, restore
 from container.launcher.notifications import SOCKET_NAME, Notification, listen, notify_socket
 from container.launcher.rundir import (
+    BACKLOG,
     Inode,
     bind_listener,
     listening_at,
@@ -101,6 +102,7 @@ class LauncherService(Actor, Launcher):
     Args:
         paths: The system's folders.
         units: Registered at start, in this order.
+        listener: The launcher's own socket, bound: it listens once those of the units do.
         door: The listening socket of fast command lines, handed to the zygote.
         owner: In a private system, a socket whose other end the owner holds.
         environment: Of all services; None takes this process's own.
@@ -115,6 +117,7 @@ class LauncherService(Actor, Launcher):
         paths: Paths,
         *,
         units: Sequence[ServiceUnit] = (),
+        listener: socket.socket | None = None,
         door: socket.socket | None = None,
         owner: socket.socket | None = None,
         environment: Mapping[str, str] | None = None,
@@ -127,6 +130,7 @@ class LauncherService(Actor, Launcher):
         self._units = in_order(list(units))
         self._owner = owner
         self._environment = service_environment(paths, environment, owned=owner is not None)
+        self._listener = listener
         self._door = door
         self._preload = preload
         self._notifier = notifier
@@ -193,6 +197,9 @@ class LauncherService(Actor, Launcher):
         self.nursery.start_soon(self._bound_logs, name="logs")
         for unit in self._units:
             await self._register(unit)
+        if self._listener is not None:
+            # Only now: who finds the launcher listening looks for the services' sockets next.
+            self._listener.listen(BACKLOG)
         self.nursery.start_soon(self._boot, name="boot")
 
     async def _boot(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,25 @@ async def test_a_launcher_that_can_not_start_says_why_to_who_started_it(paths: P
     with pytest.raises(InvalidArgument, match="107 bytes are allowed"):
         await ensure_running(long)
     await until(lambda: not processes_of(long))
+
+
+async def test_who_finds_the_launcher_listening_finds_its_services_sockets_too(
+    paths: Paths,
+) -> None:
+    found: list[bool] = []
+
+    def look() -> None:
+        deadline = time.monotonic() + 20
+        while not somebody_listens(paths.launcher_socket):
+            assert time.monotonic() < deadline
+        found.append(somebody_listens(paths.apiserver_socket))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, look)
+        lifeline = await start_private(paths)
+    lifeline.close()
+    await until(lambda: not processes_of(paths))
+    assert found == [True]
 
 
 async def test_a_launcher_that_breaks_is_told_by_its_log(
