@@ -1,9 +1,11 @@
-"""How a process ended that is another's child: the kernel tells whoever held its pidfd in time."""
+"""How a process ended that is another's child, told to whoever held its pidfd in time."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import struct
+from pathlib import Path
 
 _INFO = struct.Struct("=QQ11Ii")
 """Source: linux/pidfd.h, `struct pidfd_info`, its first 64 bytes."""
@@ -23,3 +25,19 @@ def wait_status(pidfd: int) -> int | None:
         return None
     mask, *_, status = _INFO.unpack(raw)
     return status if mask & _INFO_EXIT else None
+
+
+def zombie_status(pid: int) -> int | None:
+    """Return an ended process's status as wait(2) gives it, before its parent has asked for it.
+
+    None if that is not known: the process runs, was reaped, or is one that we may not trace.
+
+    Source: proc_pid_stat(5), `exit_code`; what is not permitted reads as 0.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+        os.readlink(f"/proc/{pid}/ns/user")  # the same permission, and here it is told
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    return int(fields[49]) if fields[0] == "Z" else None

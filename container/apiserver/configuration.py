@@ -207,7 +207,7 @@ def make_container(
         mounts=tuple(
             evolve(mount, destination=normal_path(mount.destination)) for mount in options.mounts
         ),
-        network=options.network,
+        network=options.network or "none",
         hostname=hostname,
         labels={**config.labels, **options.labels},
         auto_remove=options.auto_remove,
@@ -260,7 +260,7 @@ def sandbox_spec(container: Container, layers: tuple[str, ...]) -> SandboxSpec:
         process=container.process,
         resources=container.resources,
         mounts=container.mounts,
-        network=container.network,
+        network="host" if container.network == "host" else "none",
         read_only_root=container.read_only_root,
         stop_signal=container.stop_signal,
         runtime=container.runtime,

@@ -10,7 +10,6 @@ from container.cli.failure import UsageRefused
 
 if TYPE_CHECKING:
     from container.contracts.images import Platform
-    from container.contracts.runtime import Network
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
 _HOST = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?", re.ASCII)
@@ -90,7 +89,7 @@ def parse_signal(text: str) -> str:
     raise UsageRefused(f'"{text}" is no signal: use a name or a number, as in TERM, SIGTERM or 15')
 
 
-def parse_network(text: str) -> Network:
+def parse_network(text: str) -> str:
     """Return the network's name."""
     if text != "none" and text != "host":
         raise UsageRefused(

@@ -11,11 +11,17 @@ from attrs import field, frozen
 from trio.abc import ReceiveChannel
 
 from container.contracts.images import Platform
+from container.contracts.network import (
+    Attachment,
+    NetworkConfiguration,
+    NetworkStatus,
+    PublishedPort,
+)
 from container.contracts.runtime import (
     ExitStatus,
     LogFiles,
     Mount,
-    Network,
+    NameOptions,
     ProcessSpec,
     Resources,
     Sandbox,
@@ -100,6 +106,25 @@ class HealthResult:
     """The beginning of what it wrote, at most 4 KiB."""
 
 
+DEFAULT_NETWORK = "default"
+"""The network of containers that name none; it is made when it is first needed."""
+
+
+@frozen
+class NetworkUse:
+    """One network that a container is in, as its user asked for it."""
+
+    network: str
+    """Its name."""
+    addresses: tuple[str, ...] = ()
+    """Wanted ones, at most one of IPv4 and one of IPv6."""
+    mac: str = ""
+    aliases: tuple[str, ...] = ()
+    mtu: int | None = None
+    interface: str = ""
+    """Its name inside; empty: `eth0` for the first, `eth1`, and so on."""
+
+
 @frozen
 class ContainerOptions:
     """What the user asked for; what is empty or None is taken from the image or the defaults."""
@@ -120,7 +145,14 @@ class ContainerOptions:
     read_only_root: bool = False
     mounts: tuple[Mount, ...] = ()
     resources: Resources = field(factory=Resources)
-    network: Network = "none"
+    network: str = ""
+    """`none`, `host` or `container:NAME`; empty: `networks`."""
+    networks: tuple[NetworkUse, ...] = ()
+    """In order; empty (with an empty `network`) is the default network."""
+    ports: tuple[PublishedPort, ...] = ()
+    publish_all: bool = False
+    """Publish each port that the image exposes, on a free port of the host."""
+    names: NameOptions = field(factory=NameOptions)
     labels: dict[str, str] = field(factory=dict[str, str])
     hostname: str | None = None
     runtime: str | None = None
@@ -164,7 +196,8 @@ class Container:
     process: ProcessSpec
     resources: Resources
     mounts: tuple[Mount, ...]
-    network: Network
+    network: str
+    """`none`, `host`, `container:ID`; empty: `networks`."""
     hostname: str
     labels: dict[str, str]
     auto_remove: bool
@@ -190,6 +223,12 @@ class Container:
     """In a row, until now."""
     health_results: tuple[HealthResult, ...] = ()
     """The last five, oldest first; told by `get` alone."""
+    networks: tuple[NetworkUse, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+    """As asked for; `attachments` says which were chosen."""
+    names: NameOptions = field(factory=NameOptions)
+    attachments: tuple[Attachment, ...] = ()
+    """What it is attached to, while it runs."""
 
 
 class WaitCondition(enum.Enum):
@@ -394,6 +433,101 @@ class Containers(Contract, name="containers", version=2):
         A subscriber that reads too slowly holds nothing up: it misses events, and the next one that
         it gets says how many.
         """
+        ...
+
+
+@frozen
+class NetworkOptions:
+    """A network as a user asks for it."""
+
+    name: str
+    driver: str = ""
+    """A plugin of type `network`; empty is the bridge."""
+    subnets: tuple[str, ...] = ()
+    """CIDR; empty: a free one is chosen."""
+    gateways: tuple[str, ...] = ()
+    ipv6: bool = False
+    """Choose an IPv6 subnet too (unique local, translated at the host)."""
+    internal: bool = False
+    mtu: int | None = None
+    options: dict[str, str] = field(factory=dict[str, str])
+    labels: dict[str, str] = field(factory=dict[str, str])
+    names: bool = True
+
+
+@frozen
+class NetworkInfo:
+    """A network: what `list` and `inspect` show."""
+
+    configuration: NetworkConfiguration
+    containers: tuple[str, ...] = ()
+    """Ids of all containers that are to be in it, whether they run or not."""
+    status: NetworkStatus | None = None
+    """Of its helper; told by `get` alone, None where that did not answer."""
+
+
+class Networks(Contract, name="networks", version=1):
+    """All networks of one root. `network` arguments take a name, an id, or a unique id prefix."""
+
+    @abstractmethod
+    async def create(self, options: NetworkOptions) -> NetworkInfo:
+        """Create a network: its ranges are chosen or checked, and on disk before the reply.
+
+        Raises:
+            AlreadyExists: the name is taken, or its range is another network's, or routed by the
+                host; the message says whose.
+            InvalidArgument: a bad name, range, gateway or option.
+            NotFound: no such driver.
+            Overloaded: no range is left.
+        """
+        ...
+
+    @abstractmethod
+    async def delete(self, network: str, force: bool = False) -> None:
+        """Delete a network.
+
+        Args:
+            network: Which.
+            force: Disconnect running containers, and take it out of all others.
+
+        Raises:
+            InvalidState: containers use it; the message names them.
+            PermissionDenied: it is the default network.
+        """
+        ...
+
+    @abstractmethod
+    async def list(self) -> tuple[NetworkInfo, ...]:
+        """Return all networks, by name."""
+        ...
+
+    @abstractmethod
+    async def get(self, network: str) -> NetworkInfo:
+        """Return one network.
+
+        Raises:
+            NotFound: no such network; the hint names a close match.
+        """
+        ...
+
+    @abstractmethod
+    async def prune(self) -> tuple[str, ...]:
+        """Delete all networks that no container is in; return their names."""
+        ...
+
+    @abstractmethod
+    async def connect_container(self, container: str, use: NetworkUse) -> Attachment | None:
+        """Put a container into one more network; None for one that does not run.
+
+        Raises:
+            AlreadyExists: it is in it.
+            InvalidState: it shares another's network namespace.
+        """
+        ...
+
+    @abstractmethod
+    async def disconnect_container(self, container: str, network: str) -> None:
+        """Take a container out of a network; one that it is not in is no error."""
         ...
 
 

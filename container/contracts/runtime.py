@@ -13,6 +13,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
+from container.contracts.network import Attachment, AttachmentRequest
 from container.ipc import Contract, Endpoint, Fd
 
 INIT = "init"
@@ -79,6 +80,7 @@ class MountKind(enum.Enum):
 
     BIND = "bind"
     TMPFS = "tmpfs"
+    VOLUME = "volume"
 
 
 @frozen
@@ -89,13 +91,44 @@ class Mount:
     destination: str
     """Absolute path inside; resolved inside the root, never outside."""
     source: str = ""
-    """Absolute host path, for a bind."""
+    """Absolute host path, for a bind; for a volume its name, or in a `SandboxSpec` the path of its
+    data."""
     read_only: bool = False
     options: tuple[str, ...] = ()
     """For tmpfs: `size=64m`, `mode=1777`, `noexec`, ..."""
+    populate: bool = True
+    """Of a volume that is empty: give it what the image has there, at its first use."""
 
 
-Network = Literal["none", "host"]
+NetworkMode = Literal["networks", "none", "host", "shared"]
+"""Where a container's network namespace comes from: its own with the attachments that are asked
+for, its own with nothing but loopback, the host's, or another container's."""
+
+
+@frozen
+class NameOptions:
+    """How a container finds names: `/etc/resolv.conf` and `/etc/hosts`."""
+
+    servers: tuple[str, ...] = ()
+    """Instead of the host's."""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    """As in resolv.conf(5)."""
+    hosts: tuple[str, ...] = ()
+    """`NAME:ADDRESS` each; the address `host-gateway` is the host's."""
+    keep_hosts: bool = False
+    """Leave the image's own `/etc/hosts` as it is (`--no-hosts`)."""
+
+
+@frozen
+class SandboxNetwork:
+    """One network that a container is to be attached to."""
+
+    id: str
+    name: str
+    socket: str
+    """Path of the network helper's socket."""
+    request: AttachmentRequest
 
 
 @frozen
@@ -110,7 +143,10 @@ class SandboxSpec:
     process: ProcessSpec
     resources: Resources = field(factory=Resources)
     mounts: tuple[Mount, ...] = ()
-    network: Network = "none"
+    network: NetworkMode = "none"
+    networks: tuple[SandboxNetwork, ...] = ()
+    """With the mode `networks`: at least one; the first gives the nameserver."""
+    names: NameOptions = field(factory=NameOptions)
     read_only_root: bool = False
     stop_signal: str = "SIGTERM"
     runtime: str | None = None
@@ -184,6 +220,8 @@ class SandboxState:
     id: str
     phase: SandboxPhase
     processes: tuple[SandboxProcess, ...] = ()
+    networks: tuple[Attachment, ...] = ()
+    """What it is attached to now."""
     out_of_memory: bool = False
     """Whether the kernel ended the first process, and so the container, for want of memory."""
     out_of_memory_kills: int = 0
@@ -230,11 +268,16 @@ class Sandbox(Contract, name="sandbox", version=2):
     """The real operations on one container. `init` is the process id of its first process."""
 
     @abstractmethod
-    async def bootstrap(self, spec: SandboxSpec, stdio: Stdio) -> None:
+    async def bootstrap(self, spec: SandboxSpec, stdio: Stdio, namespace: Fd | None = None) -> None:
         """Mount the root, write the bundle, create the container: its first process waits to be
         started.
 
-        All or nothing: on failure or cancellation mounts, cgroups and files are gone.
+        All or nothing: on failure or cancellation mounts, cgroups, attachments and files are gone.
+
+        Args:
+            spec: The container.
+            stdio: Of its first process.
+            namespace: Another container's network namespace, with the mode `shared`.
 
         Raises:
             InvalidState: already bootstrapped.
@@ -335,6 +378,31 @@ class Sandbox(Contract, name="sandbox", version=2):
         Raises:
             InvalidState: the container does not run.
         """
+        ...
+
+    @abstractmethod
+    async def network_namespace(self) -> Fd:
+        """Hand out the container's network namespace (an nsfs descriptor).
+
+        Raises:
+            InvalidState: the container is not there, or uses the host's.
+        """
+        ...
+
+    @abstractmethod
+    async def join_network(self, network: SandboxNetwork) -> Attachment:
+        """Attach a container that is there to one more network.
+
+        Raises:
+            AlreadyExists: it is in this network, or the interface's name is taken.
+            InvalidState: it is not there, or has no network namespace of its own.
+            ContainerError: as `Network.attach`.
+        """
+        ...
+
+    @abstractmethod
+    async def leave_network(self, network: str) -> None:
+        """Leave a network, by its id. One that it is not in is no error."""
         ...
 
     @abstractmethod

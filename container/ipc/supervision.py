@@ -7,7 +7,7 @@
 | | the same, once more than its intensity allows | FAILED, and its owner gets the failure |
 | | it fails (policy `NEVER`), or before it was ready for the first time | FAILED, likewise |
 | | it returns (`NEVER`, `ON_FAILURE`) | ENDED |
-| BACKOFF | its delay is over, or `reset` | STARTING, or RUNNING |
+| BACKOFF | its delay is over, or `reset`, or `resume` | STARTING, or RUNNING |
 | any | `stop`, or its owner's cancellation | ENDED |
 
 Each end that leads to a restart counts, a return under `ALWAYS` too: what ends at once and for ever
@@ -207,6 +207,10 @@ class Supervised(Generic[T]):
         self._ends.clear()
         self._again.set()
 
+    def resume(self) -> None:
+        """Have a restart that waits for its delay come now; its ends count as before."""
+        self._again.set()
+
     async def stop(self) -> None:
         """Cancel it for good; return once it has ended. Not for use by the work itself."""
         self._scope.cancel()
@@ -226,6 +230,10 @@ class Supervised(Generic[T]):
         self._was_ready = True
         self._value = value
         self._become(SupervisedState.RUNNING)
+
+    def calm(self) -> None:
+        """Have this life count as a calm one: its end is the first of a row; called by the work."""
+        self._row = 0
 
     def announcing(self, task_status: trio.TaskStatus[Supervised[T]]) -> Self:
         """Have each life say that it is ready, and the first one tell this status of it."""

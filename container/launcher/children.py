@@ -17,7 +17,7 @@ from collections.abc import Generator
 import trio
 from attrs import define, field
 
-from container.pidfd import wait_status
+from container.pidfd import wait_status, zombie_status
 
 ORPHAN_BOUND = 1024
 """Exit statuses of orphans that are kept; the oldest is dropped."""
@@ -52,8 +52,8 @@ class Process:
                 os.close(waiter)
             with trio.move_on_after(OTHERS_REAPER_BOUND):
                 while self.status is None and self._unknown():  # noqa: ASYNC110
-                    # Another's child: how it ended can be read when its parent has reaped it, and
-                    # nothing but that can be waited on.
+                    # Another's child that we may not trace: how it ended can be read when its
+                    # parent has reaped it, and nothing but that can be waited on.
                     await trio.sleep(0.02)
             if self._unknown():
                 self._ended_with(-1)
@@ -85,7 +85,7 @@ class Process:
     def _unknown(self) -> bool:
         """Whether it is not known how this ended process ended; learn it if it can be."""
         if self.status is None and self._pidfd >= 0:
-            status = _exit_status(self._pidfd)
+            status = _exit_status(self.pid, self._pidfd)
             if status is not None:
                 self._ended_with(status)
         return self.status is None and self._pidfd >= 0
@@ -97,7 +97,7 @@ class Process:
             self._children.sweep()
 
 
-def _exit_status(pidfd: int) -> int | None:
+def _exit_status(pid: int, pidfd: int) -> int | None:
     """Return how an ended process ended; None if that is not known, or not yet."""
     try:
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
@@ -105,8 +105,11 @@ def _exit_status(pidfd: int) -> int | None:
         return _code(result)
     except ChildProcessError:
         pass
-    # Adopted, so another's child: newer kernels tell whoever held its pidfd in time.
-    code = wait_status(pidfd)
+    # Adopted, so another's child. Its parent may take its time to reap it, and once it has, newer
+    # kernels tell whoever held its pidfd in time.
+    code = zombie_status(pid)
+    if code is None:
+        code = wait_status(pidfd)
     if code is None:
         return None
     return os.waitstatus_to_exitcode(code) if os.WIFEXITED(code) else 128 + os.WTERMSIG(code)

@@ -45,9 +45,15 @@ class Life:
     """Why it did not become ready."""
     verdict: str | None = None
     """Why its process was killed, if it was."""
+    _ready_since: float = math.inf
     _due: float = math.inf
     _moved: trio.Event = field(factory=trio.Event)
     _triggered: bool = False
+
+    @property
+    def served(self) -> float:
+        """Seconds since it became ready; 0 before."""
+        return max(0.0, trio.current_time() - self._ready_since)
 
     def begin(self, *, ready: bool = False) -> None:
         """Its process runs; `ready` for one that was found running."""
@@ -100,6 +106,7 @@ class Life:
 
     def _become_ready(self) -> None:
         self.ready = True
+        self._ready_since = trio.current_time()
         self.decided.set()
         self._move(self.unit.watchdog)
 

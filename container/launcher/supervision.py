@@ -6,11 +6,16 @@
 | RUNNING | exit 0 (but `restart = "always"`), or an exit after `stop` | LISTENING |
 | RUNNING | a failure | BACKOFF, or FAILED when there were `restart_limit` within 30 s |
 | BACKOFF | its delay is over, or `start` | RUNNING |
+| BACKOFF | a connection, if what failed was proven | RUNNING |
 | FAILED | `start`, or a connection 30 s after the last failure | RUNNING |
 | RUNNING | `stop`, `remove`, shutdown | STOPPING |
 
 A RUNNING service whose unit says `Ready.NOTIFY` becomes ready by its own word (`readiness`). One
 that is not ready in time, or ready and silent for too long, is killed, which is a failure.
+
+Proven is a service that said that it is ready and lived on for a while. The delays are there for
+what can't live: one that could serve who waits is started at once, and its failure is the first of
+a row. It counts as any other to the limit.
 
 While a service is FAILED its connections are accepted and closed, so that callers get an answer and
 not a wait without end. A service that ends without serving the connection that it was started for
@@ -51,6 +56,8 @@ from container.launcher.spawner import Spawner
 WINDOW = 30.0
 """Seconds in which failures count together."""
 LONGEST_DELAY = 10.0
+PROVEN = 1.0
+"""Seconds of a life, since it said that it is ready, that show that the service can live."""
 ABORT_BOUND = 2.0
 """Seconds for a process that hangs to write where it does (SIGABRT), before SIGKILL."""
 
@@ -93,8 +100,12 @@ class Service:
     """Of the process that runs, or of the next one."""
     _preparing: trio.CancelScope = field(factory=trio.CancelScope)
     _supervised: Supervised[None] | None = None
+    _proven: bool = False
+    """Whether its last life was."""
     _wanted: trio.Event = field(factory=trio.Event)
     _changed: trio.Event = field(factory=trio.Event)
+    _listening: trio.Lock = field(factory=trio.Lock)
+    """Trio lets one task wait for one descriptor."""
     _log_mark: int = 0
     """How long its log was before its process."""
     _forking: bool = False
@@ -215,28 +226,43 @@ class Service:
 
     async def run(self) -> None:
         """Supervise until cancelled. The process, if there is one then, is left as it is."""
-        unit = self.unit
-        # Without restarts a failure is followed by the wait for the next connection.
-        restarts = unit.restart is not Restart.NO
         try:
             with self.supervision:
-                while True:
-                    self._supervised = Supervised(
-                        self._serve,
-                        name=f"service {unit.name}",
-                        backoff=Backoff(unit.restart_delay if restarts else 0.0, LONGEST_DELAY),
-                        intensity=Intensity(unit.restart_limit - 1, WINDOW),
-                    )
-                    try:
-                        await self._supervised.run()
-                    except SupervisionFailed as error:
-                        _log.error("%s", error)
-                        self._become(ServiceState.FAILED)
-                        await self._until_forgiven()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._hasten)
+                    await self._live()
         finally:
             self.ended.set()
             self._life.fail(Unavailable(f'service "{self.unit.name}" was removed'))
             self._notify()
+
+    async def _live(self) -> None:
+        """Serve; after too many failures, serve anew once they are forgiven."""
+        unit = self.unit
+        # Without restarts a failure is followed by the wait for the next connection.
+        restarts = unit.restart is not Restart.NO
+        while True:
+            self._supervised = Supervised(
+                self._serve,
+                name=f"service {unit.name}",
+                backoff=Backoff(unit.restart_delay if restarts else 0.0, LONGEST_DELAY),
+                intensity=Intensity(unit.restart_limit - 1, WINDOW),
+            )
+            try:
+                await self._supervised.run()
+            except SupervisionFailed as error:
+                _log.error("%s", error)
+                self._become(ServiceState.FAILED)
+                await self._until_forgiven()
+
+    async def _hasten(self) -> None:
+        """End a delay as soon as somebody connects, if what failed was proven."""
+        while True:
+            if not (self._proven and self.state is ServiceState.BACKOFF and self.listener):
+                await self._change()
+            elif await self._connection_or_change() and self._supervised is not None:
+                self._supervised.resume()
+                await self._change()
 
     async def _serve(self) -> None:
         """Run its processes, each when there is a reason to, until one fails.
@@ -302,7 +328,8 @@ class Service:
 
         async def listen(scope: trio.CancelScope, listener: socket.socket) -> None:
             nonlocal readable
-            await trio.lowlevel.wait_readable(listener)
+            async with self._listening:
+                await trio.lowlevel.wait_readable(listener)
             readable = True
             scope.cancel()
 
@@ -357,6 +384,7 @@ class Service:
         self.last_exit = None if status == -1 else status
         unserved = self.listener is not None and _readable(self.listener)
         said_ready = life.ready and self.unit.ready is Ready.NOTIFY
+        self._proven = said_ready and life.served >= PROVEN
         ended_well = (
             status == 0
             and self.unit.restart is not Restart.ALWAYS
@@ -375,6 +403,8 @@ class Service:
             logs = self.spawner.surroundings.logs
             lines = logs.last_lines(self.unit.name, self._log_mark, pid)
             problem += "; the last lines of its log: " + (" | ".join(lines) or "none")
+        if self._proven and self._supervised is not None:
+            self._supervised.calm()
         failure = Unavailable(
             f'service "{self.unit.name}" failed: {problem}',
             hint=f"see {self.spawner.surroundings.logs.path(self.unit.name)}",

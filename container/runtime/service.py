@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from pathlib import Path
 import trio
 
 from container.contracts.logs import LogStream, open_log
+from container.contracts.network import Attachment
 from container.contracts.runtime import (
     INIT,
     ExitStatus,
@@ -36,6 +38,7 @@ from container.contracts.runtime import (
     ProcessSpec,
     ProcessState,
     Sandbox,
+    SandboxNetwork,
     SandboxPhase,
     SandboxSpec,
     SandboxState,
@@ -54,6 +57,7 @@ from container.ipc import (
     InvalidState,
     NotFound,
     Unavailable,
+    Unsupported,
 )
 from container.runtime.adoption import take_up
 from container.runtime.bundle import BundleFiles, check_process, check_spec
@@ -205,7 +209,9 @@ class SandboxService(Actor, Sandbox):
 
     # --- bootstrap ---
 
-    async def bootstrap(self, spec: SandboxSpec, stdio: Stdio) -> None:
+    async def bootstrap(self, spec: SandboxSpec, stdio: Stdio, namespace: Fd | None = None) -> None:
+        if spec.network in ("networks", "shared"):
+            raise Unsupported(f"the network mode {spec.network!r} is not there yet")
         async with self.exclusive("container"):
             if self._adopted and self._phase is SandboxPhase.STOPPED:
                 # Its end is known to whoever asked; a new run must not depend on who was killed.
@@ -528,6 +534,17 @@ class SandboxService(Actor, Sandbox):
         if usage is None:
             raise InvalidState(f"container {self._id} does not run")
         return usage
+
+    async def network_namespace(self) -> Fd:
+        self._check_running()
+        pid = self._process(INIT).running().pid
+        return Fd(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
+    async def join_network(self, network: SandboxNetwork) -> Attachment:
+        raise Unsupported("networks are not there yet")
+
+    async def leave_network(self, network: str) -> None:
+        raise Unsupported("networks are not there yet")
 
     async def dial(self, port: int) -> Fd:
         if not 1 <= port <= 65535:

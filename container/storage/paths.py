@@ -54,6 +54,17 @@ class Paths:
         return self.root / "containers"
 
     @property
+    def networks(self) -> Path:
+        """One folder per network, by id: `network.json` of the API server, `configuration.json`
+        for the helper, and the helper's own state."""
+        return self.root / "networks"
+
+    @property
+    def volumes(self) -> Path:
+        """One folder per volume: `volume.json` of the API server, and what the driver keeps."""
+        return self.root / "volumes"
+
+    @property
     def logs(self) -> Path:
         """One log per process, JSON lines."""
         return self.root / "logs"
@@ -81,3 +92,11 @@ class Paths:
     def runtime_socket(self, container_id: str) -> Path:
         """Where a runtime helper serves `SandboxGate`."""
         return self.run / "runtime" / f"{container_id}.sock"
+
+    def network_socket(self, network_id: str) -> Path:
+        """Where a network helper serves `Network`."""
+        return self.run / "network" / f"{network_id}.sock"
+
+    def volume_socket(self, driver: str) -> Path:
+        """Where the helper of a volume driver serves `VolumeDriver`."""
+        return self.run / "volume" / f"{driver}.sock"

@@ -31,6 +31,7 @@ from container.contracts.images import (
     Snapshot,
 )
 from container.contracts.launcher import ServiceUnit
+from container.contracts.network import Attachment
 from container.contracts.runtime import (
     INIT,
     ExitStatus,
@@ -231,7 +232,7 @@ class PlayedSandbox(Sandbox):
         }[process.state]
         self.kernel.set(evolve(self.now, phase=phase, processes=(process,)))
 
-    async def bootstrap(self, spec: Any, stdio: Any) -> None:
+    async def bootstrap(self, spec: Any, stdio: Any, namespace: Any = None) -> None:
         self.check()
         await self.faults.at("sandbox.bootstrap")
         if self.now.phase is not SandboxPhase.EMPTY:
@@ -304,6 +305,15 @@ class PlayedSandbox(Sandbox):
     async def statistics(self) -> SandboxStatistics:
         self.check()
         return SandboxStatistics(1, None, 2, 3, 4, 5)
+
+    async def network_namespace(self) -> Any:
+        raise NotImplementedError
+
+    async def join_network(self, network: Any) -> Attachment:
+        raise NotImplementedError
+
+    async def leave_network(self, network: str) -> None:
+        raise NotImplementedError
 
     async def dial(self, port: int) -> Any:
         raise NotImplementedError

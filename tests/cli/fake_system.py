@@ -305,6 +305,7 @@ class FakeSandbox(Sandbox):
         raise NotImplementedError
 
     bootstrap = stop = pause = resume = state = dial = logs = shutdown = _never
+    network_namespace = join_network = leave_network = _never
 
 
 def _number(name: str) -> int:

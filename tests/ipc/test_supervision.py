@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from container.ipc import Actor, Unavailable
+from container.ipc.error_groups import single
 from container.ipc.supervision import (
     Backoff,
     Intensity,
@@ -326,6 +327,30 @@ async def test_reset_ends_a_delay_and_forgets_the_ends(autojump_clock: Clock) ->
         await trio.sleep(20)  # two more, with fresh delays
         assert job.delays == [4.0, 1.0, 4.0, 8.0]
         assert child.statistics().row == 2
+
+
+async def test_resume_ends_a_delay_and_a_calm_life_a_row_but_the_ends_count(
+    autojump_clock: Clock,
+) -> None:
+    job = Job(*bugs(4))
+    children: list[Supervised[None]] = []
+
+    async def work() -> None:
+        if len(job.delays) == 2:
+            children[0].calm()
+        await job.run()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        async with open_supervisor() as supervisor:
+            children.append(
+                supervisor.start_soon(
+                    work, backoff=Backoff(4.0, longest=9.0), intensity=Intensity(3, 60)
+                )
+            )
+            await trio.sleep(1)
+            children[0].resume()
+    assert job.delays == [1.0, 8.0, 4.0]
+    assert isinstance(single(raised.value), SupervisionFailed)
 
 
 async def test_cancellation_passes_in_every_state_and_restarts_nothing(
