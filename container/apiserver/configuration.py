@@ -217,8 +217,15 @@ def make_container(
         runtime=options.runtime,
         restart=options.restart,
         stop_timeout=options.stop_timeout,
-        health=_health(options.health, None),
+        health=_health(options.health, _own_health(config)),
     )
+
+
+def _own_health(config: ImageConfig) -> HealthCheck | None:
+    own = config.health
+    if own is None:
+        return None
+    return HealthCheck(own.command, own.interval, own.timeout, own.start_period, own.retries)
 
 
 def _health(given: HealthCheck | None, own: HealthCheck | None) -> HealthCheck | None:

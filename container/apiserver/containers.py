@@ -95,6 +95,8 @@ class ContainersService(ContainerAdoption, Containers):
             container = make_container(
                 options, image, container_id=container_id, name=name, created_at=self._clock()
             )
+            for problem in image.config.health.problems if image.config.health else ():
+                _log.warning("container %s, image %s: %s", container_id, options.image, problem)
             await self._check_sources(container)
             self._warm_up(container_id)
             await self._in_thread(self._store.create, container)

@@ -25,6 +25,26 @@ class Platform:
 
 
 @frozen
+class ImageHealthCheck:
+    """The health check that an image asks for; None is what the image leaves to its user.
+
+    Source: `HEALTHCHECK` of Dockerfiles; Docker image specification v1.3, `Healthcheck`.
+    """
+
+    command: tuple[str, ...] | None = None
+    """The whole argv. Empty is no check at all."""
+    interval: float | None = None
+    """Seconds."""
+    timeout: float | None = None
+    """Seconds."""
+    start_period: float | None = None
+    """Seconds."""
+    retries: int | None = None
+    problems: tuple[str, ...] = ()
+    """What else the image says, and why it counts for nothing."""
+
+
+@frozen
 class ImageConfig:
     """The execution parameters of an image (OCI image-spec, `config`)."""
 
@@ -38,6 +58,7 @@ class ImageConfig:
     stop_signal: str | None = None
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    health: ImageHealthCheck | None = None
 
 
 @frozen

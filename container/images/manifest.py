@@ -20,6 +20,7 @@ import msgspec
 from attrs import frozen
 
 from container.contracts.images import ImageConfig, Platform
+from container.images.healthcheck import parse_health_check
 from container.images.malformed import Malformed
 from container.ipc import Unsupported
 
@@ -90,6 +91,8 @@ class _RunDocument(msgspec.Struct, frozen=True, rename="pascal"):
     stop_signal: str | None = None
     exposed_ports: dict[str, Any] | None = None
     volumes: dict[str, Any] | None = None
+    healthcheck: msgspec.Raw = msgspec.Raw(b"null")
+    shell: list[str] | None = None
 
 
 class _RootDocument(msgspec.Struct, frozen=True):
@@ -222,6 +225,7 @@ def parse_configuration(raw: bytes) -> Configuration:
             stop_signal=run.stop_signal or None,
             exposed_ports=tuple(sorted(run.exposed_ports or ())),
             volumes=tuple(sorted(run.volumes or ())),
+            health=parse_health_check(memoryview(run.healthcheck), run.shell),
         ),
         created=_time(document.created),
         diff_ids=tuple((document.rootfs and document.rootfs.diff_ids) or ()),

@@ -10,6 +10,8 @@ import pytest
 from container.apiserver.configuration import make_container
 from container.apiserver.names import check_name, new_id, new_name, resolve
 from container.apiserver.signals import signal_name
+from container.contracts.apiserver import HealthCheck
+from container.contracts.images import ImageHealthCheck
 from container.contracts.runtime import Mount, MountKind, Resources
 from container.ipc import InvalidArgument, NotFound
 
@@ -112,6 +114,32 @@ def test_a_bad_option_is_refused_with_its_rule(
 ) -> None:
     with pytest.raises(InvalidArgument, match=rule):
         made(options(**given), image())
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "made_of"),
+    [
+        (None, ImageHealthCheck(("probe",), 5.0), HealthCheck(("probe",), 5.0, 30.0, 0.0, 3)),
+        (
+            HealthCheck(retries=7, interval=1.0),
+            ImageHealthCheck(("probe",), 5.0, 2.0, 9.0, 4),
+            HealthCheck(("probe",), 1.0, 2.0, 9.0, 7),
+        ),
+        (
+            HealthCheck(command=("mine",)),
+            ImageHealthCheck(("probe",), timeout=2.0),
+            HealthCheck(("mine",), 30.0, 2.0, 0.0, 3),
+        ),
+        (HealthCheck(command=()), ImageHealthCheck(("probe",)), None),
+        (None, ImageHealthCheck(command=()), None),
+        (None, ImageHealthCheck(interval=5.0, problems=("it is malformed",)), None),
+        (None, None, None),
+    ],
+)
+def test_the_images_health_check_is_taken_but_for_what_the_user_says(
+    options: Any, image: Any, given: Any, own: Any, made_of: Any
+) -> None:
+    assert made(options(health=given), image(health=own)).health == made_of
 
 
 @pytest.mark.parametrize(
