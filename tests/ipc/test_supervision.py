@@ -336,7 +336,7 @@ async def test_resume_ends_a_delay_and_a_calm_life_a_row_but_the_ends_count(
     children: list[Supervised[None]] = []
 
     async def work() -> None:
-        if len(job.delays) == 2:
+        if len(job.delays) == 1:
             children[0].calm()
         await job.run()
 
@@ -349,6 +349,7 @@ async def test_resume_ends_a_delay_and_a_calm_life_a_row_but_the_ends_count(
             )
             await trio.sleep(1)
             children[0].resume()
+            await trio.sleep_forever()
     assert job.delays == [1.0, 8.0, 4.0]
     assert isinstance(single(raised.value), SupervisionFailed)
 

@@ -170,55 +170,50 @@ async def test_too_many_failures_leave_it_failed_until_a_connection_half_a_minut
         assert (len(spawner.starts), service.status().restarts) == (4, 3)
 
 
-async def make_ready(service: Service) -> None:
-    """Start a service of `Ready.NOTIFY` and have it say that it is ready."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(service.start)
-        await trio.testing.wait_all_tasks_blocked()
-        service.hear({"READY": "1"})
-
-
-async def test_who_connects_is_no_delay_s_to_wait_for_after_a_life_that_served(
+async def test_who_connects_ends_a_delay_after_a_life_that_served(
     path: Path, autojump_clock: Clock
 ) -> None:
-    spawner = FakeSpawner([(3.0, 137), (20.0, 1), (1.0, 1)])
+    spawner = FakeSpawner([(3.0, 137), (20.0, 1)])
     async with served(path, spawner, ready=Ready.NOTIFY, restart_delay=8.0) as service:
-        await make_ready(service)
-        await trio.sleep(5)
+        with connection(path):
+            await trio.sleep(0.5)
+        service.hear({"READY": "1"})
+        await trio.sleep(4.5)
         assert service.state is ServiceState.BACKOFF
         with connection(path):
             await trio.testing.wait_all_tasks_blocked()
             assert (service.state, spawner.starts) == (ServiceState.RUNNING, [0, 5])
-        await trio.sleep(21)  # it never said that it is ready, and fails
+        await trio.sleep(21)  # it never says that it is ready, and fails
         with connection(path):
-            await trio.sleep(1)
+            await trio.sleep(8)
             assert service.state is ServiceState.BACKOFF
-        await trio.sleep(16)
-        assert spawner.starts == [0, 5, 41]
+            await trio.sleep(2)
+        assert spawner.starts == [0, 5, 35]
 
 
 async def test_a_life_that_served_makes_its_failure_the_first_of_a_row_but_it_counts(
     path: Path, autojump_clock: Clock
 ) -> None:
-    spawner = FakeSpawner([(2.0, 137)] * 4)
+    spawner = FakeSpawner([(2.0, 137)] * 9)
     async with served(path, spawner, ready=Ready.NOTIFY, restart_limit=4) as service:
-        for begins in (0, 2.1, 4.2, 6.3):
-            assert spawner.starts == pytest.approx([*spawner.starts[:-1], begins])
-            await make_ready(service)
+        with connection(path):
+            await trio.sleep(0.05)
+        for _ in range(4):
+            service.hear({"READY": "1"})
             await trio.sleep(2.1)
+        assert spawner.starts == pytest.approx([0, 2.1, 4.2, 6.3])
         assert service.state is ServiceState.FAILED
 
 
-async def test_what_fails_as_soon_as_it_is_ready_waits_longer_each_time(
+async def test_what_fails_as_soon_as_it_is_ready_waits_longer_each_time_whoever_connects(
     path: Path, autojump_clock: Clock
 ) -> None:
     spawner = FakeSpawner([(0.5, 1)] * 3)
     async with served(path, spawner, ready=Ready.NOTIFY, restart_delay=1.0) as service:
-        for waits in (0, 1, 2):
-            with connection(path):  # somebody who waits changes nothing
-                await trio.sleep(waits)
-                await make_ready(service)
-            await trio.sleep(0.5)
+        for seconds in (0.05, 1.5, 2.5):
+            with connection(path):
+                await trio.sleep(seconds)
+            service.hear({"READY": "1"})
         assert spawner.starts == pytest.approx([0, 1.5, 4])
 
 
