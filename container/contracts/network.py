@@ -93,6 +93,8 @@ class AttachmentRequest:
     """Whether it leads out by this network; for one network of each container."""
     nameservers: tuple[str, ...] = ()
     """To ask for names that no container has, instead of the host's."""
+    search: tuple[str, ...] = ()
+    """Its search domains: `web.example.com` is also `web` for who searches `example.com`."""
     neighbours: tuple[str, ...] = ()
     """Ids of the other networks that it is in: their names it sees too."""
 
