@@ -1,7 +1,8 @@
-"""Names of containers: what one may look like, where new ones come from, how one is looked up.
+"""Names: what one may look like, where a container's comes from, how one is looked up.
 
-A container has an id of 12 hex digits that never changes and a name that is unique. An argument of
-a user is first a name, then an id, then a unique prefix of an id: a name is never hidden by an id.
+A container or network has an id of 12 hex digits that never changes and a name that is unique. An
+argument of a user is first a name, then an id, then a unique prefix of an id: a name is never
+hidden by an id.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ NAME_RULE = (
     "and begins with a letter or digit"
 )
 _NAME = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9_.-]{{0,{NAME_LENGTH_MAX - 1}}}")
+_LISTS = {
+    "container": "`container list` shows all containers",
+    "network": "`container network list` shows all networks",
+}
 _PREFIX = re.compile(rf"[0-9a-f]{{1,{ID_DIGITS}}}")
 
 # fmt: off
@@ -60,27 +65,30 @@ def new_name(taken: Collection[str]) -> str:
             return candidate
 
 
-def check_name(name: str) -> str:
-    """Return `name` if it may name a container.
+def check_name(name: str, what: str = "container") -> str:
+    """Return `name` if it may name a container, or what else it shall name.
 
     Raises:
         InvalidArgument: it may not; the message says the rule.
     """
     if not _NAME.fullmatch(name):
-        raise InvalidArgument(f"{name!r} can't name a container: {NAME_RULE}")
+        raise InvalidArgument(f"{name!r} can't name a {what}: {NAME_RULE}")
     return name
 
 
-def resolve(argument: str, names: Mapping[str, str], ids: Collection[str]) -> str:
-    """Return the id of the container that a user means.
+def resolve(
+    argument: str, names: Mapping[str, str], ids: Collection[str], what: str = "container"
+) -> str:
+    """Return the id of the container, or what else is named, that a user means.
 
     Args:
         argument: A name, an id, or a unique prefix of an id.
         names: From name to id.
         ids: All ids.
+        what: Of what they are.
 
     Raises:
-        NotFound: no such container; the hint names a close match if there is one.
+        NotFound: no such thing; the hint names a close match if there is one.
         InvalidArgument: the prefix fits several.
     """
     if argument in names and names[argument] in ids:
@@ -94,10 +102,10 @@ def resolve(argument: str, names: Mapping[str, str], ids: Collection[str]) -> st
         if fitting:
             shown = ", ".join(fitting[:5]) + (", ..." if len(fitting) > 5 else "")
             raise InvalidArgument(
-                f"{argument!r} is the beginning of {len(fitting)} container ids: {shown}",
+                f"{argument!r} is the beginning of {len(fitting)} {what} ids: {shown}",
                 hint="give more digits, or the name",
             )
     known = [name for name, owner in names.items() if owner in ids]
     close = difflib.get_close_matches(argument, [*known, *ids], n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "`container list` shows all containers"
-    raise NotFound(f"no container {argument!r}", hint=hint)
+    hint = f"did you mean {close[0]!r}?" if close else _LISTS.get(what)
+    raise NotFound(f"no {what} {argument!r}", hint=hint)

@@ -1,4 +1,4 @@
-"""The document of a container, as the API server writes it and an audit reads it.
+"""The documents of containers and networks, as the API server writes them and an audit reads them.
 
 | file in `containers/<id>/` | says |
 |---|---|
@@ -7,29 +7,46 @@
 | `started` | empty: a container that removes itself was bootstrapped |
 | `removing` | empty: its removal has begun, and start-up finishes it |
 
-A change of `Container` that is more than a new field with a default is a new schema, and a
+| file in `networks/<id>/` | says |
+|---|---|
+| `network.json` | the network, as it was created; it never changes |
+| `configuration.json` | the same without a schema number, for the network's helper |
+| `removing` | as above |
+| anything else | the helper's own |
+
+A change of `Container` or `NetworkConfiguration` that is more than a new field with a default is a new schema, and a
 migration to it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import TypeVar
 
 from cattrs.preconf.json import make_converter
 
 from container.contracts.apiserver import Container
+from container.contracts.network import NetworkConfiguration
 from container.ipc import DataLoss
 from container.storage.documents import Documents
+
+T = TypeVar("T")
 
 DOCUMENT = "container.json"
 LAYERS = "layers.json"
 STARTED = "started"
 REMOVING = "removing"
 CONTAINER_ID = re.compile(r"[0-9a-f]{12}")
+NETWORK_DOCUMENT = "network.json"
+HELPER_DOCUMENT = "configuration.json"
+NETWORK_ID = re.compile(r"[0-9a-f]{12}")
 
-container_documents = Documents(1, make_converter())
+_converter = make_converter()
+container_documents = Documents(1, _converter)
+network_documents = Documents(1, _converter)
 
 
 def read_container(folder: Path) -> Container:
@@ -38,9 +55,32 @@ def read_container(folder: Path) -> Container:
     Raises:
         DataLoss: it is broken, missing, or another container's; names the path.
     """
-    path = folder / DOCUMENT
+    container = _read(container_documents, folder / DOCUMENT, Container)
+    if container.id != os.path.basename(folder):
+        raise _wrong(folder / DOCUMENT, f"container, {container.id[:100]}")
+    return container
+
+
+def read_network(folder: Path) -> NetworkConfiguration:
+    """Read the document of a network's folder. Blocking.
+
+    Raises:
+        DataLoss: it is broken, missing, or another network's; names the path.
+    """
+    network = _read(network_documents, folder / NETWORK_DOCUMENT, NetworkConfiguration)
+    if network.id != os.path.basename(folder):
+        raise _wrong(folder / NETWORK_DOCUMENT, f"network, {network.id[:100]}")
+    return network
+
+
+def helper_document(network: NetworkConfiguration) -> bytes:
+    """Return `configuration.json`: the fields as JSON, the time as ISO 8601."""
+    return json.dumps(_converter.unstructure(network), indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _read(documents: Documents, path: Path, kind: type[T]) -> T:
     try:
-        container = container_documents.read(path, Container)
+        return documents.read(path, kind)
     except FileNotFoundError:
         raise DataLoss(
             f"{path} is missing",
@@ -53,10 +93,11 @@ def read_container(folder: Path) -> Container:
             hint="restore it or move it away",
             details={"path": str(path), "reason": "unreadable"},
         ) from error
-    if container.id != os.path.basename(folder):
-        raise DataLoss(
-            f"{path} is of another container, {container.id[:100]}",
-            hint="restore it or move it away",
-            details={"path": str(path), "reason": "wrong"},
-        )
-    return container
+
+
+def _wrong(path: Path, whose: str) -> DataLoss:
+    return DataLoss(
+        f"{path} is of another {whose}",
+        hint="restore it or move it away",
+        details={"path": str(path), "reason": "wrong"},
+    )
