@@ -1,21 +1,20 @@
 """Connect to a port inside a container's network namespace.
 
 A socket belongs for ever to the namespace in which it was made. So only the making is done inside,
-by a short-lived thread of its own: a namespace is entered by a thread, and one of Trio's workers
-that could not come back would make sockets there for others. The connecting is done outside,
-without blocking.
+by a short-lived thread of its own (see `namespace.py`). The connecting is done outside, without
+blocking.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
 
 import trio
 
 from container.ipc import Fd, InvalidState, Unavailable
 from container.runtime import kernel
+from container.runtime.namespace import in_thread
 
 CONNECT_SECONDS = 10.0
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
@@ -59,27 +58,21 @@ def _sockets_inside(pid: int) -> list[socket.socket | None]:
         namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         raise InvalidState("the container has ended") from None
-    made: list[socket.socket | None] = []
-    failures: list[OSError] = []
 
-    def inside() -> None:
-        try:
-            kernel.enter_namespace(namespace, kernel.CLONE_NEWNET)
-        except OSError as error:
-            failures.append(error)
-            return
-        for family, _ in _LOOPBACKS:
-            try:
-                made.append(socket.socket(family, socket.SOCK_STREAM))
-            except OSError:
-                made.append(None)  # no IPv6 there
+    def inside() -> list[socket.socket | None]:
+        kernel.enter_namespace(namespace, kernel.CLONE_NEWNET)
+        return [_socket(family) for family, _ in _LOOPBACKS]
 
     try:
-        thread = threading.Thread(target=inside, name="inside", daemon=True)
-        thread.start()
-        thread.join()
+        return in_thread(inside)
+    except OSError as error:
+        raise Unavailable(f"the container's network can't be entered: {error.strerror}") from error
     finally:
         os.close(namespace)
-    if failures:
-        raise Unavailable(f"the container's network can't be entered: {failures[0].strerror}")
-    return made
+
+
+def _socket(family: socket.AddressFamily) -> socket.socket | None:
+    try:
+        return socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        return None  # no IPv6 there
