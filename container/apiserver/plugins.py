@@ -43,7 +43,7 @@ from container.contracts.apiserver import Plugin, Plugins
 from container.ipc import Actor, DataLoss, InvalidArgument, NotFound
 
 CONFIG = "config.toml"
-SERVICE_TYPES = ("runtime", "network", "core")
+SERVICE_TYPES = ("runtime", "network", "volume", "core")
 
 T = TypeVar("T")
 

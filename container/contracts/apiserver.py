@@ -144,6 +144,9 @@ class ContainerOptions:
     keep_log: bool = True
     read_only_root: bool = False
     mounts: tuple[Mount, ...] = ()
+    """A volume without a source is an anonymous one; a named one that is not there is made."""
+    volumes_from: tuple[str, ...] = ()
+    """Containers whose volumes are mounted too, each with `:ro` or `:rw` behind it, or neither."""
     resources: Resources = field(factory=Resources)
     network: str = ""
     """`none`, `host` or `container:NAME`; empty: `networks`."""
@@ -380,8 +383,14 @@ class Containers(Contract, name="containers", version=2):
         ...
 
     @abstractmethod
-    async def delete(self, container: str, force: bool = False) -> None:
+    async def delete(self, container: str, force: bool = False, volumes: bool = False) -> None:
         """Delete a container and all that it had.
+
+        Args:
+            container: Which.
+            force: Kill it if it runs.
+            volumes: Delete the anonymous volumes too that no other container uses. Those of one
+                that removes itself always go with it.
 
         Raises:
             InvalidState: it runs and `force` is not set.
@@ -542,7 +551,7 @@ class Plugin:
     author: str
     version: str
     service_types: tuple[str, ...]
-    """`runtime`, `network`, `core`."""
+    """`runtime`, `network`, `volume`, `core`."""
     command: tuple[str, ...]
     entry: str | None
     load_at_boot: bool

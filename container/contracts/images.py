@@ -133,6 +133,43 @@ class DeletedImage:
     """Bytes."""
 
 
+@frozen
+class ImageUsage:
+    """What one image takes on disk."""
+
+    references: tuple[str, ...]
+    digest: str
+    """Of the manifest or index that they name."""
+    size_bytes: int
+    """Of its blobs and its unpacked layers."""
+    shared_bytes: int
+    """Of these, what other images need too."""
+    holders: tuple[str, ...] = ()
+    """Containers that hold it."""
+
+
+@frozen
+class ImagesUsage:
+    """What all images take on disk: blocks that are allocated, not lengths of files."""
+
+    images: tuple[ImageUsage, ...]
+    size_bytes: int
+    """Of all blobs and unpacked layers, each counted once."""
+    unneeded_bytes: int
+    """Of these, what `prune` frees."""
+    unused_bytes: int
+    """Of these, what `prune(everything=True)` frees, once the ignored holders are gone."""
+
+
+@frozen
+class PrunedImages:
+    """What `prune` has removed."""
+
+    references: tuple[str, ...]
+    freed_bytes: int
+    """On disk."""
+
+
 class Images(Contract, name="images", version=1):
     """References, blobs and snapshots. A reference argument may be short (`demo`), tagged, by
     digest
@@ -225,4 +262,19 @@ class Images(Contract, name="images", version=1):
         That includes what a pull which was cut off had fetched, and which is otherwise kept for a
         day, for its next try. Nothing is removed while a broken document may name it.
         """
+        ...
+
+    @abstractmethod
+    async def usage(self, ignoring: tuple[str, ...] = ()) -> ImagesUsage:
+        """Return what images take on disk.
+
+        Args:
+            ignoring: Holders that count as gone.
+        """
+        ...
+
+    @abstractmethod
+    async def prune(self, everything: bool = False) -> PrunedImages:
+        """Remove blobs and snapshots that nothing needs (`sweep`); `everything`: the references
+        of images that no holder uses, first."""
         ...

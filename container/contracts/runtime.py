@@ -98,6 +98,8 @@ class Mount:
     """For tmpfs: `size=64m`, `mode=1777`, `noexec`, ..."""
     populate: bool = True
     """Of a volume that is empty: give it what the image has there, at its first use."""
+    anonymous: bool = False
+    """A volume that nobody named, made for this container, or that of another one."""
 
 
 NetworkMode = Literal["networks", "none", "host", "shared"]

@@ -22,10 +22,13 @@ from container.contracts.images import (
     Image,
     Images,
     ImageSummary,
+    ImagesUsage,
     Platform,
+    PrunedImages,
     Scheme,
     Snapshot,
 )
+from container.images import usage
 from container.images.archive import (
     ArchiveImage,
     FolderArchive,
@@ -53,6 +56,7 @@ from container.ipc import (
     Unsupported,
 )
 from container.storage.blobs import space_errors
+from container.storage.disk_usage import disk_bytes
 from container.storage.settings import Settings
 from container.storage.stored_images import KEPT_SECONDS, Hold
 
@@ -259,6 +263,23 @@ class ImagesService(Actor, Images):
     async def sweep(self) -> int:
         """Remove what nothing needs; see the contract."""
         return await self._store.collect()
+
+    async def usage(self, ignoring: tuple[str, ...] = ()) -> ImagesUsage:
+        """Return what images take on disk; see the contract."""
+        return await usage.measure(self._store, frozenset(ignoring))
+
+    async def prune(self, everything: bool = False) -> PrunedImages:
+        """Remove what nothing needs; see the contract."""
+        gone: tuple[str, ...] = ()
+        if everything:
+            self._check_references()
+            targets = await usage.targets_of(self._store)
+            gone = usage.unused(self._store, targets)
+            if gone:
+                await self._store.set(dict.fromkeys(gone))
+        with trio.move_on_after(self._limits.cleanup_timeout, shield=True):
+            return PrunedImages(gone, await self._store.collect(measure=disk_bytes))
+        return PrunedImages(gone, 0)
 
     # Finding.
 

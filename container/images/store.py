@@ -305,14 +305,23 @@ class Store:
                 if not self._pins[digest]:
                     del self._pins[digest]
 
-    async def collect(self, kept: float = 0.0) -> int:
+    @property
+    def pins(self) -> frozenset[str]:
+        """Digests of blobs and snapshots that are needed by what goes on."""
+        return frozenset(self._pins)
+
+    async def collect(
+        self, kept: float = 0.0, *, measure: Callable[[Path], int] | None = None
+    ) -> int:
         """Remove what no reference, holder or pin needs; return how many bytes that freed.
 
         Args:
             kept: Blobs are left that are younger, in seconds.
+            measure: Tells the bytes of what is removed, instead of the lengths of its files.
+                Blocking.
         """
         with space_errors(self.folder):
-            if not await trio.to_thread.run_sync(self._certain):
+            if not await trio.to_thread.run_sync(self.certain):
                 return 0
         for digest in set(self.references.values()):
             try:
@@ -324,6 +333,8 @@ class Store:
             garbage = self._set_aside(time.time() - kept)
         if garbage is None:
             return 0
+        if measure is not None:
+            garbage.freed = await trio.to_thread.run_sync(lambda: sum(map(measure, garbage.paths)))
         with (
             trio.move_on_after(self.limits.cleanup_timeout, shield=True),
             space_errors(self.folder),
@@ -340,8 +351,8 @@ class Store:
             for image in self._targets[digest].images
         )
 
-    def _certain(self) -> bool:
-        """Say whether all that may need something is known."""
+    def certain(self) -> bool:
+        """Say whether all that may need something is known. Blocking."""
         aside = any(
             is_aside(name) and name.startswith(REFERENCES) for name in os.listdir(self.folder)
         )

@@ -27,7 +27,9 @@ from container.contracts.images import (
     ImageConfig,
     Images,
     ImageSummary,
+    ImagesUsage,
     Platform,
+    PrunedImages,
     Snapshot,
 )
 from container.contracts.launcher import ServiceUnit
@@ -160,6 +162,12 @@ class PlayedImages(Actor, Images):
 
     async def sweep(self) -> int:
         return 0
+
+    async def usage(self, ignoring: tuple[str, ...] = ()) -> ImagesUsage:
+        return ImagesUsage((), 0, 0, 0)
+
+    async def prune(self, everything: bool = False) -> PrunedImages:
+        return PrunedImages((), 0)
 
     async def release(self, holder: str) -> None:
         await self.faults.at("images.release")

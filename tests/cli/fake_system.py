@@ -423,8 +423,8 @@ class FakeContainers(Containers):
         self._get(container)
         self.calls.append(("kill", container, signal))
 
-    async def delete(self, container: str, force: bool = False) -> None:
-        self.calls.append(("delete", container, force))
+    async def delete(self, container: str, force: bool = False, volumes: bool = False) -> None:
+        self.calls.append(("delete", container, force, volumes))
         found = self._get(container)
         if found.status is ContainerStatus.RUNNING and not force:
             raise InvalidState(f'"{found.name}" runs', hint="stop it first, or use --force")
@@ -525,7 +525,7 @@ class FakeImages(Images):
     async def _never(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError
 
-    prepare = release = _never
+    prepare = release = usage = prune = _never
 
 
 class FakeLauncher(Launcher):
