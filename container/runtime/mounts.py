@@ -103,7 +103,9 @@ def _users_mount(mount: Mount) -> tuple[str, OciMount]:
     destination = _destination(mount.destination)
     if mount.kind is MountKind.TMPFS:
         return destination, _mount("tmpfs", destination, "tmpfs", *_tmpfs_options(mount))
-    return destination, _mount(_source(mount.source), destination, "bind", *_bind_options(mount))
+    what = "the data of the volume" if mount.kind is MountKind.VOLUME else "bind source"
+    source = _source(mount.source, what)
+    return destination, _mount(source, destination, "bind", *_bind_options(mount))
 
 
 def _destination(path: str) -> str:
@@ -117,17 +119,17 @@ def _destination(path: str) -> str:
     return normal
 
 
-def _source(path: str) -> str:
+def _source(path: str, what: str) -> str:
     if not path.startswith("/") or "\0" in path:
-        raise InvalidArgument(f"bind source {path!r} is not an absolute path")
+        raise InvalidArgument(f"{what} {path!r} is not an absolute path")
     try:
         os.stat(path)
     except FileNotFoundError:
         raise NotFound(
-            f"bind source {path!r} does not exist", hint="create it first, or correct the path"
+            f"{what} {path!r} does not exist", hint="create it first, or correct the path"
         ) from None
     except OSError as error:
-        raise InvalidArgument(f"bind source {path!r} can't be used: {error.strerror}") from error
+        raise InvalidArgument(f"{what} {path!r} can't be used: {error.strerror}") from error
     return path
 
 
