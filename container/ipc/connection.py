@@ -228,6 +228,13 @@ class Connection:
             with trio.move_on_after(within):
                 await self._handlers.wait_idle()
 
+    def abort(self) -> None:
+        """End it as a crash would: the peer loses us, and sees nothing left or cancelled.
+
+        What is awaited on it here, blocks of scopes included, ends with `PeerGone`.
+        """
+        self._lose("aborted")
+
     async def wait_lost(self) -> None:
         """Wait until the connection has ended."""
         await self._lost.wait()
