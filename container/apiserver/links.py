@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import trio
 
 from container.ipc import Actor, Contract, PeerGone, Unavailable
 from container.ipc.error_groups import leaves, single
+from container.ipc.nursery import together as together
 
 C = TypeVar("C", bound=Contract)
 C_co = TypeVar("C_co", bound=Contract, covariant=True)
@@ -110,22 +111,3 @@ class Link(Actor, Generic[C]):
                 raise single(error) from None
             if not all(isinstance(leaf, PeerGone) for leaf in leaves(error)):
                 _log.exception("the connection to %s ended", self._path)
-
-
-async def together(*steps: Callable[[], Awaitable[Any]]) -> list[Any]:
-    """Run steps beside each other and return their results in order.
-
-    The first failure cancels the rest and is raised as it is, not in a group.
-    """
-    results: list[Any] = [None] * len(steps)
-
-    async def run(index: int, step: Callable[[], Awaitable[Any]]) -> None:
-        results[index] = await step()
-
-    try:
-        async with trio.open_nursery() as nursery:
-            for index, step in enumerate(steps):
-                nursery.start_soon(run, index, step)
-    except BaseExceptionGroup as group:
-        raise single(group) from None
-    return results

@@ -1,11 +1,14 @@
-"""A nursery whose tasks end with its block, and whose block may fail without being wrapped."""
+"""Nurseries whose failures are not wrapped: one that ends with its block, and steps together."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
+
+from container.ipc.error_groups import single
 
 
 @asynccontextmanager
@@ -35,3 +38,22 @@ async def ended_with_block() -> AsyncGenerator[trio.Nursery]:
         raise BaseExceptionGroup(group.message, [raised, *group.exceptions]) from None
     if raised is not None:
         raise raised
+
+
+async def together(*steps: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """Run steps beside each other and return their results in order.
+
+    The first failure cancels the rest and is raised as it is, not in a group.
+    """
+    results: list[Any] = [None] * len(steps)
+
+    async def run(index: int, step: Callable[[], Awaitable[Any]]) -> None:
+        results[index] = await step()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for index, step in enumerate(steps):
+                nursery.start_soon(run, index, step)
+    except BaseExceptionGroup as group:
+        raise single(group) from None
+    return results

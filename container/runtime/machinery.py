@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
+from container.contracts.network import Network
 from container.ipc import Fd
 from container.runtime.cgroup import CgroupFolders, ControlGroup, cgroup_path
 from container.runtime.command_line import CommandLineRuntime, find_runtime
 from container.runtime.dial import connect_inside
 from container.runtime.kernel import Machine
+from container.runtime.namespace import KernelNamespaces, NetworkNamespaces
 from container.runtime.oci import OciRuntime
 from container.runtime.rootfs import OverlayRoot, RootFilesystem
+from container.runtime.sessions import ConnectNetwork
 
 
 @frozen
@@ -28,8 +31,11 @@ class Machinery:
     root: RootFilesystem
     cgroup: ControlGroup
     machine: Machine
+    namespaces: NetworkNamespaces = field(factory=KernelNamespaces)
     connect: Callable[[int, int], Awaitable[Fd]] = connect_inside
     """From a process and a port to a socket connected there."""
+    connect_network: ConnectNetwork = Network.connect
+    """From the path of a network helper's socket to its network."""
 
     @classmethod
     def real(cls, folder: Path, container_id: str) -> Machinery:

@@ -53,6 +53,10 @@ class NetworkNamespaces(ABC):
         """
         ...
 
+    def path(self, namespace: Fd) -> str:
+        """Return where other processes find it as long as this descriptor is open."""
+        return f"/proc/{os.getpid()}/fd/{namespace.fileno()}"
+
     @abstractmethod
     def check(self, namespace: Fd) -> None:
         """Refuse a descriptor of anything else.

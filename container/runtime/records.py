@@ -10,6 +10,7 @@ processes. A document says what is about to be done before it is done, and what 
 | process, MADE | it is there | takes it up |
 | process, STARTED | it was told to run | takes it up |
 | process, ENDED | how it ended | tells that |
+| the networks' | what it is attached to | attaches it again; leaves what was joined or left half |
 
 Nothing here is synced: no run outlives a power loss, and documents of another boot are void. They
 stay when a run has ended, for whoever has not asked yet how, until `shutdown` or the next run.
@@ -29,9 +30,11 @@ import cattrs
 from attrs import evolve, field, frozen
 from cattrs.preconf.json import JsonConverter, make_converter
 
-from container.contracts.runtime import INIT, ExitStatus, ProcessSpec, SandboxSpec
+from container.contracts.network import Attachment
+from container.contracts.runtime import INIT, ExitStatus, ProcessSpec, SandboxNetwork, SandboxSpec
 
 RUN_NAME = "run.json"
+NETWORKS_NAME = "networks.json"
 _log = logging.getLogger(__name__)
 
 
@@ -84,12 +87,27 @@ class ProcessRecord:
 
 
 @frozen
+class NetworksRecord:
+    """What a run's container is attached to."""
+
+    networks: tuple[SandboxNetwork, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    """As they were granted last."""
+    unfinished: tuple[SandboxNetwork, ...] = ()
+    """To be left: what was joined or left, and not to its end."""
+    shared: bool = False
+    """Whether the network namespace was handed out."""
+
+
+@frozen
 class Found:
     """What is on disk of a run."""
 
     run: RunRecord
     processes: tuple[ProcessRecord, ...]
     """By number."""
+    networks: NetworksRecord | None = None
+    """None of one that was not attached."""
 
     @property
     def first(self) -> ProcessRecord | None:
@@ -128,6 +146,10 @@ class Records:
         """Write a process's document."""
         self._write(f"process-{process.number}.json", _CONVERTER.dumps(process))
 
+    def write_networks(self, networks: NetworksRecord) -> None:
+        """Write what the container is attached to."""
+        self._write(NETWORKS_NAME, _CONVERTER.dumps(networks))
+
     def remove(self, number: int) -> None:
         """Forget a process; none is no error."""
         (self.folder / f"process-{number}.json").unlink(missing_ok=True)
@@ -145,11 +167,19 @@ class Records:
             run = _CONVERTER.loads((self.folder / RUN_NAME).read_text(), RunRecord)
             files = sorted(self.folder.glob("process-*.json"))
             processes = [_CONVERTER.loads(file.read_text(), ProcessRecord) for file in files]
+            networks = self._read_networks()
         except (OSError, ValueError, KeyError, cattrs.BaseValidationError):
             return None  # of another version: as good as none, and swept with the rest
         if run.boot != boot_id():
             return None
-        return Found(run, tuple(sorted(processes, key=lambda process: process.number)))
+        return Found(run, tuple(sorted(processes, key=lambda process: process.number)), networks)
+
+    def _read_networks(self) -> NetworksRecord | None:
+        try:
+            text = (self.folder / NETWORKS_NAME).read_text()
+        except FileNotFoundError:
+            return None
+        return _CONVERTER.loads(text, NetworksRecord)
 
     def _write(self, name: str, text: str) -> None:
         temporary = self.folder / f".{name}"
@@ -181,7 +211,7 @@ def start_time(pid: int) -> int:
 def _prepared() -> JsonConverter:
     """Return a converter whose code has been generated: once, before any helper is forked."""
     converter = make_converter()
-    for record in (RunRecord, ProcessRecord):
+    for record in (RunRecord, ProcessRecord, NetworksRecord):
         converter.get_structure_hook(record)
         converter.get_unstructure_hook(record)
     return converter
