@@ -25,6 +25,7 @@ import trio
 from attrs import frozen
 
 from container.ipc import awake, tracing, wire_errors
+from container.ipc.buffers import Buffers
 from container.ipc.calling import Calls
 from container.ipc.channel_ends import ChannelEnds
 from container.ipc.codec import Incoming
@@ -64,7 +65,7 @@ from container.ipc.writing import Writer
 
 logger = logging.getLogger("container.ipc")
 
-_partial = Budget(Limits().partial_bytes)
+_partial = Budget(Limits().partial_bytes, buffer=Buffers().take)
 
 PONGS_QUEUED = 64
 """A flood of pings must not fill memory while nothing can be written."""

@@ -114,12 +114,19 @@ class Reader:
     def take(self) -> list[Event] | None:
         """Return what one read gave; None if nothing is there."""
         machine = self._machine
-        room = READ_BYTES
-        missing = machine.missing
-        if missing > READ_BYTES:
-            room = min(missing, LARGE_READ)
+        buffer = machine.room
+        data, count = b"", 0
         try:
-            data, descriptors, sender = self.transport.receive(room)
+            if buffer is None:
+                room = READ_BYTES
+                missing = machine.missing
+                if missing > READ_BYTES:
+                    room = min(missing, LARGE_READ)
+                data, descriptors, sender = self.transport.receive(room)
+                count = len(data)
+            else:
+                room = len(buffer)
+                count, descriptors, sender = self.transport.receive_into(buffer)
         except BlockingIOError:
             self.full = False
             return None
@@ -129,12 +136,14 @@ class Reader:
         except OSError as error:
             self._lose(f"closed: {error.strerror or error}")
             return []
-        if not data:
+        if not count:
             self._lose("closed")
             return []
-        self.full = len(data) == room
+        self.full = count == room
         self._liveness.heard = True
         try:
+            if buffer is not None:
+                return machine.filled(count, descriptors, sender)
             return machine.receive(data, descriptors, sender)
         except ProtocolError as error:
             who = "a peer" if machine.peer is None else machine.peer.process or "a peer"

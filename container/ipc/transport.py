@@ -25,6 +25,8 @@ from container.ipc.peer import Sender
 READ_BYTES = 65536
 DESCRIPTORS_ROOM = 253
 """Room for all descriptors that the kernel can put in one message: less is MSG_CTRUNC."""
+SEND_BYTES = 1 << 20
+"""What the kernel is asked to take of large frames before they are read; it may take less."""
 SO_PASSRIGHTS = 83
 _UCRED = struct.Struct("iII")
 _CTRUNC = int(socket.MSG_CTRUNC)
@@ -42,6 +44,14 @@ class Received(NamedTuple):
     """What one read gave; no bytes means the end."""
 
     data: bytes
+    descriptors: list[int]
+    sender: Sender | None
+
+
+class ReceivedInto(NamedTuple):
+    """What one read gave into a buffer; a size of 0 means the end."""
+
+    size: int
     descriptors: list[int]
     sender: Sender | None
 
@@ -75,6 +85,12 @@ class Transport(ABC):
             OSError: the connection was reset.
         """
 
+    def receive_into(self, room: memoryview, /) -> ReceivedInto:
+        """Receive into `room`, at most what it holds; as `receive`."""
+        data, descriptors, sender = self.receive(len(room))
+        room[: len(data)] = data
+        return ReceivedInto(len(data), descriptors, sender)
+
     @abstractmethod
     async def wait_readable(self) -> None:
         """Wait until `receive` has something to say."""
@@ -105,6 +121,7 @@ class SocketTransport(Transport):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket = sock
         self.descriptor = sock.fileno()
+        self._large = False
         self._explicit: list[tuple[int, int, bytes]] = []
         self._ancillary = _ANCILLARY_BYTES
         self._plain: list[tuple[int, int, bytes]] | None = None
@@ -124,7 +141,10 @@ class SocketTransport(Transport):
 
     def send(self, data: bytes | bytearray | memoryview, descriptors: Sequence[int]) -> int:
         if not descriptors and not self._explicit:
-            return self._socket.send(data)
+            taken = self._socket.send(data)
+            if taken < len(data) and not self._large and len(data) > READ_BYTES:
+                self._expect_large()
+            return taken
         ancillary: list[tuple[int, int, bytes | array.array[int]]] = list(self._explicit)
         if descriptors:
             rights = array.array("i", descriptors)
@@ -136,6 +156,18 @@ class SocketTransport(Transport):
         if ancillary == self._plain and not flags & _CTRUNC:
             # Nearly every message: without descriptors, from who sent the one before.
             return Received(data, [], self._plain_sender)
+        return Received(data, *self._judged(len(data), ancillary, flags))
+
+    def receive_into(self, room: memoryview, /) -> ReceivedInto:
+        count, ancillary, flags, _ = self._socket.recvmsg_into([room], self._ancillary, _CLOEXEC)
+        if ancillary == self._plain and not flags & _CTRUNC:
+            return ReceivedInto(count, [], self._plain_sender)
+        return ReceivedInto(count, *self._judged(count, ancillary, flags))
+
+    def _judged(
+        self, count: int, ancillary: list[tuple[int, int, bytes]], flags: int
+    ) -> tuple[list[int], Sender | None]:
+        """Return the descriptors and the sender of what was received beside `count` bytes."""
         descriptors: list[int] = []
         sender: Sender | None = None
         for level, kind, content in ancillary:
@@ -146,7 +178,7 @@ class SocketTransport(Transport):
             elif kind == socket.SCM_RIGHTS:
                 whole = len(content) - len(content) % 4
                 descriptors.extend(array.array("i", content[:whole]))
-        if data and (flags & _CTRUNC or sender is None or sender.pid == 0):
+        if count and (flags & _CTRUNC or sender is None or sender.pid == 0):
             for descriptor in descriptors:
                 os.close(descriptor)
             raise TransportBroken(
@@ -154,9 +186,14 @@ class SocketTransport(Transport):
                 if flags & _CTRUNC
                 else "the sender of a message is not known"
             )
-        if data and len(ancillary) == 1:
+        if count and len(ancillary) == 1:
             self._plain, self._plain_sender = ancillary, sender
-        return Received(data, descriptors, sender)
+        return descriptors, sender
+
+    def _expect_large(self) -> None:
+        # With the usual buffer a frame of 1 MiB takes both sides five turns of their loops.
+        self._large = True
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
 
     async def wait_readable(self) -> None:
         await trio.lowlevel.wait_readable(self._socket)

@@ -139,7 +139,7 @@ async def test_a_call_that_waits_to_be_written_is_withdrawn_by_cancellation(
     async with raw_worker(raw_peer) as (worker, raw):
         async with trio.open_nursery() as nursery:
             seen: list[Any] = []
-            nursery.start_soon(outcome_of, lambda: worker.fill(b"x" * 500_000), seen)
+            nursery.start_soon(outcome_of, lambda: worker.fill(b"x" * 4_000_000), seen)
             await trio.testing.wait_all_tasks_blocked()
             scope = trio.CancelScope()
 
@@ -169,7 +169,7 @@ async def test_a_call_begun_by_a_byte_is_finished_and_then_cancelled(
 
             async def call() -> None:
                 with trio.move_on_after(1):
-                    await outcome_of(lambda: worker.fill(b"x" * 500_000), seen)
+                    await outcome_of(lambda: worker.fill(b"x" * 4_000_000), seen)
 
             nursery.start_soon(call)
             await trio.sleep(2)
@@ -189,7 +189,7 @@ async def test_a_call_that_waits_to_be_written_was_not_sent_when_the_connection_
     async with raw_worker(raw_peer) as (worker, raw):
         seen: list[Any] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(outcome_of, lambda: worker.fill(b"x" * 500_000), seen)
+            nursery.start_soon(outcome_of, lambda: worker.fill(b"x" * 4_000_000), seen)
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(outcome_of, lambda: worker.add(1, 2), seen)
             await trio.testing.wait_all_tasks_blocked()

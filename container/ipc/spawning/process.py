@@ -19,7 +19,14 @@ from container.ipc.spawning import orders
 from container.ipc.spawning.asking import Zygote, ZygoteGone
 from container.ipc.spawning.ending import KILL_BOUND, UNBORN_BOUND, Ending, OwnProcess
 from container.ipc.spawning.requests import Fork
-from container.ipc.transport import READ_BYTES, Received, SocketTransport, socket_pair
+from container.ipc.transport import (
+    READ_BYTES,
+    Received,
+    ReceivedInto,
+    SocketTransport,
+    Transport,
+    socket_pair,
+)
 
 MODULE = "container.ipc.spawning.child"
 STATUS_BOUND = 1.0
@@ -295,6 +302,9 @@ class ServiceTransport(SocketTransport):
         if not received.data:
             return self._break(ConnectionResetError("closed"))
         return received
+
+    def receive_into(self, room: memoryview, /) -> ReceivedInto:
+        return Transport.receive_into(self, room)
 
     def _check(self) -> None:
         if self._broken is not None:

@@ -66,6 +66,8 @@ class Framing(ABC):
     _hello_sent: bool = False
     _parts: list[bytes | bytearray] = field(factory=list[bytes | bytearray])
     """What came of a frame that is not whole yet: joined once it is, since large ones take many."""
+    _buffer: memoryview | None = None
+    """Instead of parts: where a large frame is received to, as long as it is whole."""
     _parts_sender: Hashable = None
     _held: int = 0
     """Bytes in the parts."""
@@ -108,6 +110,8 @@ class Framing(ABC):
             self.descriptors_received += len(descriptors)
         if self.state is State.CLOSED:
             return []
+        if self._buffer is not None:
+            return self._receive_buffered(data, sender)
         if not self._parts and not self._descriptors and self.state is State.OPEN:
             # Nearly every read gives one whole frame of a call without descriptors.
             whole = self._whole(data, sender)
@@ -122,6 +126,54 @@ class Framing(ABC):
                 return []
             data = b"".join(self._parts)
             self._parts.clear()
+        return self._take_frames(data, sender)
+
+    @property
+    def room(self) -> memoryview | None:
+        """Where the rest of a large frame is to be received to, and nothing beyond it; None: as
+        bytes, for `receive`."""
+        return None if self._buffer is None else self._buffer[self._held :]
+
+    def filled(
+        self, count: int, descriptors: Sequence[int] = (), sender: Hashable = None
+    ) -> list[Event]:
+        """Take what one read gave into `room`; as `receive`.
+
+        Args:
+            count: Bytes of one sender, at least 1.
+            descriptors: Received with them; owned here until an event carries them out.
+            sender: Who sent the bytes, from the kernel.
+
+        Raises:
+            ProtocolError: the connection must end.
+        """
+        if descriptors:
+            self._descriptors.extend(descriptors)
+            self.descriptors_received += len(descriptors)
+        buffer = self._buffer
+        if self.state is State.CLOSED or buffer is None:
+            return []
+        if sender != self._parts_sender:
+            raise self._fault("one frame came from two senders")
+        self._held += count
+        if self._held < self._wanted:
+            self._check_left(self._held, self._expected)
+            return []
+        self._buffer = None
+        return self._take_frames(buffer, sender)
+
+    def _receive_buffered(self, data: bytes, sender: Hashable) -> list[Event]:
+        # From a transport that can't receive into a buffer: it may have the next frame's beginning.
+        room = self.room
+        assert room is not None
+        here = min(len(data), len(room))
+        room[:here] = data[:here]
+        events = self.filled(here, (), sender)
+        if here < len(data):
+            events += self.receive(data[here:], (), sender)
+        return events
+
+    def _take_frames(self, data: bytes | memoryview, sender: Hashable) -> list[Event]:
         events: list[Event] = []
         try:
             position = self._frames(data, sender, events)
@@ -134,8 +186,14 @@ class Framing(ABC):
             raise
         self._held = 0
         if position < len(data):
-            self._keep(data[position:] if position else data)
+            rest = data[position:] if position else data
             self._parts_sender = sender
+            if self._wanted > LARGE and (buffer := self.budget.buffer(self._wanted)) is not None:
+                self._held = len(rest)
+                buffer[: self._held] = rest
+                self._buffer = buffer
+            else:
+                self._keep(bytes(rest))
         return events
 
     @property
@@ -154,7 +212,7 @@ class Framing(ABC):
         else:
             parts.append(bytearray(data))
 
-    def _frames(self, data: bytes, sender: Hashable, events: list[Event]) -> int:
+    def _frames(self, data: bytes | memoryview, sender: Hashable, events: list[Event]) -> int:
         """Take the whole frames of what is here; return where the rest begins."""
         position, total = 0, len(data)
         self._expected, self._wanted = None, HEADER_BYTES

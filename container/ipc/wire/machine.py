@@ -274,6 +274,7 @@ class Machine(Framing):
         self.budget.change(-self._accounted)
         self._accounted = 0
         self._parts.clear()
+        self._buffer = None
         self.outgoing.clear()
         self.incoming.clear()
         self.scopes.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from attrs import define
 
@@ -51,12 +51,18 @@ class IncomingCall:
     closing: bool = False
 
 
+def no_buffer(size: int) -> memoryview | None:
+    """Return none: the parts of each frame are joined."""
+
+
 @define
 class Budget:
     """Bytes of partly received frames that several connections share."""
 
     limit: int
     used: int = 0
+    buffer: Callable[[int], memoryview | None] = no_buffer
+    """Returns room for a large frame of so many bytes, if there is some ready."""
 
     def change(self, by: int) -> bool:
         """Take or give back bytes; False when there are not enough."""
