@@ -22,6 +22,8 @@ class Client:
     """Asked instead of the host's for names that are not ours."""
     forwards: bool = True
     """Whether anybody is asked for names that are not ours. False: they do not exist."""
+    elsewhere: bool = False
+    """Whether it is in other networks, which are asked before others are."""
 
 
 class Answers(Protocol):
@@ -44,7 +46,7 @@ class Answers(Protocol):
         """Return the addresses of a name of another network that the client is in.
 
         Raises:
-            Unavailable: another network could not be asked.
+            Unavailable: another network could not be asked, and none that could knows it.
         """
         ...
 
@@ -52,6 +54,6 @@ class Answers(Protocol):
         """Return the names of an address of another network that the client is in.
 
         Raises:
-            Unavailable: another network could not be asked.
+            Unavailable: another network could not be asked, and none that could knows it.
         """
         ...

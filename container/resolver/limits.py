@@ -9,9 +9,9 @@ from attrs import frozen
 class Limits:
     """Bounds, each of which keeps one client from using up what all need."""
 
-    forwarded: int = 512
+    forwarded: int = 256
     """Queries at others in all: each has a socket and a task."""
-    forwarded_per_client: int = 128
+    forwarded_per_client: int = 64
     waiting_per_client: int = 512
     """Queries that wait until one of the client's is answered; more are refused at once."""
     connections: int = 128
@@ -24,5 +24,5 @@ class Limits:
     udp_bytes: int = 1232
     """Of one answer over UDP to whoever takes more: what no path fragments.
     Source: DNS Flag Day 2020."""
-    elsewhere: float = 1.0
-    """Seconds to ask the client's other networks."""
+    patience: float = 5.0
+    """Seconds after which a client has given up on a query that waited: it is dropped."""
