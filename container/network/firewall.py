@@ -75,6 +75,16 @@ class Firewall:
             ports = {key: tuple(each) for key, each in (forwarded or {}).items() if each}
             await self._rewrite(wanted, ports)
 
+    async def again(self) -> None:
+        """Write the table once more as it is to be: its bridge was made anew.
+
+        Does nothing if there is to be none. Raises as `setup` does.
+        """
+        async with self._lock:
+            if self._wanted:
+                loopback = let_loopback_pass(self._ruleset.bridge)
+                await self._rewrite(evolve(self._ruleset, loopback=loopback), self._forwarded)
+
     async def forward(self, key: str, forwarded: Sequence[Forwarded]) -> None:
         """Let exactly these ports lead to an attachment; none of them takes its rules away.
 
