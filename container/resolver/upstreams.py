@@ -179,7 +179,7 @@ class Upstreams:
         backend = dns.asyncbackend.get_backend("trio")
         family = dns.inet.af_for_address(server)
         # Connected: what is not of this server is dropped, and that nobody listens is told at once.
-        connected: Any = backend.make_socket  # pyright: ignore[reportUnknownMemberType]
+        connected: Any = backend.make_socket  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         sock = await connected(family, socket.SOCK_DGRAM, destination=(server, self._port))
         async with sock:
             with trio.fail_after(patience):
