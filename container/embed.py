@@ -37,10 +37,13 @@ from attrs import field, frozen
 from container.contracts.apiserver import (
     ContainerOptions,
     Containers,
+    Networks,
+    NetworkUse,
     PullPolicy,
     WaitCondition,
 )
 from container.contracts.images import Images, ImageSummary
+from container.contracts.network import PublishedPort
 from container.contracts.runtime import (
     INIT,
     ExitStatus,
@@ -212,12 +215,16 @@ class System:
     Args:
         containers: All containers of the system.
         images: All images of the system.
+        networks: All networks of the system.
         paths: Where its state and sockets are.
     """
 
-    def __init__(self, containers: Containers, images: Images, paths: Paths) -> None:
+    def __init__(
+        self, containers: Containers, images: Images, networks: Networks, paths: Paths
+    ) -> None:
         self._containers = containers
         self._images = images
+        self._networks = networks
         self._paths = paths
 
     @property
@@ -229,6 +236,11 @@ class System:
     def images(self) -> Images:
         """The contract itself: pull, tag, list, delete."""
         return self._images
+
+    @property
+    def networks(self) -> Networks:
+        """The contract itself: create, list, delete, connect and disconnect containers."""
+        return self._networks
 
     @property
     def paths(self) -> Paths:
@@ -271,6 +283,8 @@ class System:
         mounts: Sequence[Mount] = (),
         resources: Resources | None = None,
         network: str = "none",
+        networks: Sequence[str | NetworkUse] = (),
+        ports: Sequence[PublishedPort] = (),
         labels: Mapping[str, str] | None = None,
         read_only_root: bool = False,
         runtime: str | None = None,
@@ -302,7 +316,9 @@ class System:
             hostname: None is the container's id.
             mounts: Binds and tmpfs.
             resources: Limits.
-            network: `none` or `host`.
+            network: `none`, `host`, `container:NAME`, or the name of a network.
+            networks: Several, by name or with what is wanted in each.
+            ports: Of the host that lead into it.
             labels: Added to the image's.
             read_only_root: Mount the root read-only.
             runtime: `runc`, `crun`, or a path; None takes the first that is there.
@@ -313,6 +329,9 @@ class System:
             InvalidArgument: an option is wrong; the message says the rule.
             AlreadyExists: the name is taken.
         """
+        uses = [use if isinstance(use, NetworkUse) else NetworkUse(use) for use in networks]
+        if network not in ("", "none", "host") and not network.startswith("container:"):
+            uses, network = [NetworkUse(network), *uses], ""
         options = ContainerOptions(
             image=image,
             name=name,
@@ -329,6 +348,8 @@ class System:
             mounts=tuple(mounts),
             resources=resources or Resources(),
             network=network,
+            networks=tuple(uses),
+            ports=tuple(ports),
             labels=dict(labels or {}),
             runtime=runtime,
             pull=pull,
@@ -414,8 +435,9 @@ async def _connected(paths: Paths) -> AsyncGenerator[System]:
     async with (
         Containers.connect(paths.apiserver_socket) as containers,
         Images.connect(paths.images_socket) as images,
+        Networks.connect(paths.apiserver_socket) as networks,
     ):
-        yield System(containers, images, paths)
+        yield System(containers, images, networks, paths)
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ What was killed at any instant left on disk, in the kernel and in the runtime he
 | CREATED, STOPPED | anything | its helper, if there is one, is a stray and ended |
 | RUNNING | created | watched: a client may start it, or else it is undone after a while |
 | RUNNING | running, stopped | watched: its exit is told as if nobody had been away |
+| RUNNING, `stopped_by_user` | running | watched, and stopped: the user's word was cut off |
 | RUNNING | nothing, or no helper | its end was not seen: exit code unknown, its policy is asked |
 | RESTARTING | created | started |
 | RESTARTING | running, or a newer end | watched: it had been started already |
@@ -30,16 +31,17 @@ import trio
 from attrs import evolve
 
 from container.apiserver import restarts
-from container.apiserver.records import Record
+from container.apiserver.records import Record, Run
 from container.apiserver.running import ContainerRuns
 from container.apiserver.runs import first_process, seen
 from container.apiserver.table import SWEEPING
-from container.contracts.apiserver import ContainerStatus
+from container.contracts.apiserver import ContainerStatus, EventKind
 from container.contracts.launcher import SystemStatus
 from container.contracts.runtime import (
     ProcessState,
     SandboxPhase,
     SandboxState,
+    StopOptions,
 )
 from container.ipc import ContainerError, Supervised, Unavailable
 
@@ -195,6 +197,24 @@ class ContainerAdoption(ContainerRuns):
         run = self._begin(record, lived=lived)
         if now.status in (ContainerStatus.RUNNING, ContainerStatus.PAUSED):
             run.running.set()  # it was told by who saw it start
+            if record.container.stopped_by_user:
+                self._in_background(self._finish_stop, record, run)
+        if now.status is not ContainerStatus.STOPPED:
+            self._in_background(self._reconcile, record, state)
+
+    async def _finish_stop(self, record: Record, run: Run) -> None:
+        """Stop what a user wanted to be stopped when an earlier API server was killed."""
+        options = StopOptions(timeout=record.container.stop_timeout)
+        try:
+            await self._call(record, lambda sandbox: sandbox.stop(options))
+        except ContainerError as error:
+            if record.run is run and record.live:
+                _log.warning("container %s can't be stopped: %s", record.id, error)
+            return
+        while record.run is run and run.exit is None and not record.removed:
+            await record.changed.wait()
+        if not record.removed:
+            self._events.publish(EventKind.STOP, record.container)
 
     async def _ended_unseen(self, record: Record) -> None:
         """Go on after a run of whose end nothing is known."""

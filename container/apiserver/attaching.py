@@ -87,9 +87,7 @@ class ContainerNetworks(ContainerTable):
 
     # --- at bootstrap ---
 
-    async def _sandbox_spec(
-        self, container: Container, layers: tuple[str, ...]
-    ) -> SandboxSpec:
+    async def _sandbox_spec(self, container: Container, layers: tuple[str, ...]) -> SandboxSpec:
         """Return what the runtime helper needs to know of a container."""
         return sandbox_spec(container, layers, self._sandbox_networks(container))
 
@@ -142,6 +140,11 @@ class ContainerNetworks(ContainerTable):
 
     # --- meanwhile ---
 
+    def name_of(self, container_id: str) -> str:
+        """Return a container's name; its id for one that is in the making."""
+        record = self._records.get(container_id)
+        return container_id if record is None else record.container.name
+
     async def connect_network(self, container: str, use: NetworkUse) -> Attachment | None:
         """Put a container into one more network; see `Networks.connect_container`.
 
@@ -171,9 +174,7 @@ class ContainerNetworks(ContainerTable):
             except BaseException:
                 with self._finishing(record.id):
                     await self._quietly(self._leave(record, network.id))
-                    await self._quietly(
-                        self._save(record, network=before[0], networks=before[1])
-                    )
+                    await self._quietly(self._save(record, network=before[0], networks=before[1]))
                     self._networks.release(record.id, network.id)
                 raise
 
@@ -218,19 +219,36 @@ class ContainerNetworks(ContainerTable):
 
     async def _reconcile(self, record: Record, state: SandboxState) -> None:
         """Bring what a running container is attached to in line with its document."""
-        container = record.saved
-        if container.network.startswith(SHARED) or container.network == HOST:
+        if not any(self._difference(record, state)):
             return
+        async with self.exclusive(record.id):
+            if not record.live:
+                return
+            try:
+                state = await self._call(record, lambda sandbox: sandbox.state())
+            except ContainerError as error:
+                _log.warning("container %s can't be asked for its networks: %s", record.id, error)
+                return
+            await self._make_up(record, *self._difference(record, state))
+
+    def _difference(self, record: Record, state: SandboxState) -> tuple[set[str], set[str]]:
+        """Return which networks a container is in too much, and in which not."""
+        if record.saved.network.startswith(SHARED) or record.saved.network == HOST:
+            return set(), set()
         attached = {attachment.network for attachment in state.networks}
-        try:
-            wanted = {network.id for network in self._networks_of(container)}
-        except ContainerError as error:
-            _log.warning("container %s: %s", record.id, error)
-            return
-        for network_id in attached - wanted:
+        wanted: set[str] = set()
+        for use in record.saved.networks:
+            try:
+                wanted.add(self._networks.find(use.network).id)
+            except ContainerError as error:
+                _log.warning("container %s is in a network that is none: %s", record.id, error)
+        return attached - wanted, wanted - attached
+
+    async def _make_up(self, record: Record, surplus: set[str], missing: set[str]) -> None:
+        for network_id in surplus:
             _log.info("container %s leaves network %s, as was wanted", record.id, network_id)
             await self._quietly(self._leave(record, network_id))
-        for network_id in wanted - attached:
+        for network_id in missing:
             _log.info("container %s joins network %s, as was wanted", record.id, network_id)
             try:
                 await self._join(record, network_id)
@@ -247,5 +265,3 @@ def _check_own_namespace(container: Container) -> None:
             f"container {container.name} uses {whose} network: it can't be in others",
             hint="create it with --network NAME",
         )
-
-

@@ -17,6 +17,7 @@ from attrs import evolve
 
 from container.apiserver.healthchecks import INTERVAL, RETRIES, TIMEOUT
 from container.apiserver.names import check_name
+from container.apiserver.network_options import check_network_options, exposed, network_mode
 from container.apiserver.signals import signal_name
 from container.contracts.apiserver import (
     Container,
@@ -26,7 +27,16 @@ from container.contracts.apiserver import (
     RestartCondition,
 )
 from container.contracts.images import Image, ImageConfig
-from container.contracts.runtime import INIT, Mount, MountKind, ProcessSpec, Resources, SandboxSpec
+from container.contracts.network import PublishedPort
+from container.contracts.runtime import (
+    INIT,
+    Mount,
+    MountKind,
+    ProcessSpec,
+    Resources,
+    SandboxNetwork,
+    SandboxSpec,
+)
 from container.ipc import InvalidArgument
 
 T = TypeVar("T")
@@ -65,6 +75,7 @@ def check_options(options: ContainerOptions) -> None:
     _check_hostname(options.hostname)
     check_resources(options.resources)
     check_mounts(options.mounts)
+    check_network_options(options)
     for key, value in options.labels.items():
         if not key:
             raise InvalidArgument("a label has no name", hint="write it as name=value")
@@ -207,7 +218,10 @@ def make_container(
         mounts=tuple(
             evolve(mount, destination=normal_path(mount.destination)) for mount in options.mounts
         ),
-        network=options.network or "none",
+        network=options.network,
+        networks=options.networks,
+        ports=_ports(options, config),
+        names=options.names,
         hostname=hostname,
         labels={**config.labels, **options.labels},
         auto_remove=options.auto_remove,
@@ -257,8 +271,22 @@ def _health(given: HealthCheck | None, own: HealthCheck | None) -> HealthCheck |
     )
 
 
-def sandbox_spec(container: Container, layers: tuple[str, ...]) -> SandboxSpec:
-    """Return what the runtime helper needs to know; `layers` are topmost first."""
+def _ports(options: ContainerOptions, config: ImageConfig) -> tuple[PublishedPort, ...]:
+    if not options.publish_all:
+        return options.ports
+    return (*options.ports, *exposed(config.exposed_ports, options.ports))
+
+
+def sandbox_spec(
+    container: Container, layers: tuple[str, ...], networks: tuple[SandboxNetwork, ...] = ()
+) -> SandboxSpec:
+    """Return what the runtime helper needs to know.
+
+    Args:
+        container: The container.
+        layers: Of its image, topmost first.
+        networks: That it is to be attached to.
+    """
     return SandboxSpec(
         id=container.id,
         name=container.name,
@@ -267,7 +295,9 @@ def sandbox_spec(container: Container, layers: tuple[str, ...]) -> SandboxSpec:
         process=container.process,
         resources=container.resources,
         mounts=container.mounts,
-        network="host" if container.network == "host" else "none",
+        network=network_mode(container),
+        networks=networks,
+        names=container.names,
         read_only_root=container.read_only_root,
         stop_signal=container.stop_signal,
         runtime=container.runtime,

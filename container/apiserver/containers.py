@@ -92,6 +92,7 @@ class ContainersService(ContainerAdoption, Containers):
         self._names[name] = container_id
         try:
             image = await self._image(options)
+            options = await self._choose_networks(container_id, options)
             container = make_container(
                 options, image, container_id=container_id, name=name, created_at=self._clock()
             )
@@ -108,6 +109,7 @@ class ContainersService(ContainerAdoption, Containers):
             finally:
                 # Whatever went wrong with that too: the name is free, and not taken for ever.
                 del self._names[name]
+                self._networks.release(container_id)
             raise
         record = Record(container, layers)
         record.settled.set()
@@ -243,7 +245,9 @@ class ContainersService(ContainerAdoption, Containers):
                 if record.run is not run or record.removed:
                     return record.container
                 if (await self._look(record)).status is ContainerStatus.CREATED:
-                    before = evolve(record.container, status=ContainerStatus.CREATED, pid=None)
+                    before = evolve(
+                        record.container, status=ContainerStatus.CREATED, pid=None, attachments=()
+                    )
                     with self._finishing(record.id):
                         await self._undo_bootstrap(record, before)
                     return record.container
@@ -258,7 +262,9 @@ class ContainersService(ContainerAdoption, Containers):
                 await record.changed.wait()
         if not run.to_restart:
             self._events.publish(EventKind.STOP, record.container)
-        return evolve(record.container, status=ContainerStatus.STOPPED, pid=None, exit=ended)
+        return evolve(
+            record.container, status=ContainerStatus.STOPPED, pid=None, exit=ended, attachments=()
+        )
 
     async def restart(self, container: str, options: StopOptions | None = None) -> Container:
         """Stop and start a container; see the contract.
@@ -332,7 +338,7 @@ class ContainersService(ContainerAdoption, Containers):
         await self._call(record, lambda sandbox: sandbox.kill(INIT, name))
         self._events.publish(EventKind.KILL, record.container, signal=name)
 
-    async def delete(self, container: str, force: bool = False) -> None:
+    async def delete(self, container: str, force: bool = False, volumes: bool = False) -> None:
         """Delete a container; see the contract. Once begun, it is finished even if cancelled."""
         if container in self._broken:
             if not force:

@@ -130,7 +130,9 @@ def check_use(use: NetworkUse, network: NetworkConfiguration) -> None:
             )
         check_host(address, place, f"the address {text}")
         if str(address) in network.gateways:
-            raise InvalidArgument(f"the address {text} is the gateway of the network {network.name}")
+            raise InvalidArgument(
+                f"the address {text} is the gateway of the network {network.name}"
+            )
     if use.aliases and not network.names:
         raise InvalidArgument(
             f"the network {network.name} knows no names: {use.aliases[0]!r} can't be one"
@@ -235,9 +237,7 @@ def check_ports(ports: Sequence[PublishedPort]) -> None:
             last = first + port.count - 1
             if first < least or (last > PORT_MAX and first):
                 wrong = first if first < least else last
-                raise InvalidArgument(
-                    f"{wrong} can't be a {what}: {max(1, least)} to {PORT_MAX}"
-                )
+                raise InvalidArgument(f"{wrong} can't be a {what}: {max(1, least)} to {PORT_MAX}")
         if port.host_address:
             parse_address(port.host_address, "address of the host")
     for place, port in enumerate(ports):
@@ -249,7 +249,9 @@ def check_ports(ports: Sequence[PublishedPort]) -> None:
                 )
 
 
-def exposed(image_ports: Iterable[str], ports: Sequence[PublishedPort]) -> tuple[PublishedPort, ...]:
+def exposed(
+    image_ports: Iterable[str], ports: Sequence[PublishedPort]
+) -> tuple[PublishedPort, ...]:
     """Return what to publish of an image's ports: those that `ports` do not lead to already.
 
     Args:
@@ -257,7 +259,9 @@ def exposed(image_ports: Iterable[str], ports: Sequence[PublishedPort]) -> tuple
         ports: That the user publishes.
     """
     led = {
-        (port.container_port + place, port.protocol) for port in ports for place in range(port.count)
+        (port.container_port + place, port.protocol)
+        for port in ports
+        for place in range(port.count)
     }
     found: list[PublishedPort] = []
     for text in image_ports:
@@ -320,6 +324,7 @@ def sandbox_networks(
             ports=container.ports if place == (leading or 0) else (),
             default_route=place == leading,
             nameservers=container.names.servers,
+            search=container.names.search,
             neighbours=tuple(each.id for each in configurations if each.id != network.id),
         )
         found.append(SandboxNetwork(network.id, network.name, socket(network.id), request))

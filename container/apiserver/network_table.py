@@ -141,6 +141,10 @@ class NetworkTable(Actor):
             raise self._broken[argument]
         return self._networks[resolve(argument, self._names, self._networks.keys(), "network")]
 
+    def is_there(self, network_id: str) -> bool:
+        """Return whether a network is there, and not about to be removed."""
+        return network_id in self._networks
+
     def holders(self, network_id: str) -> tuple[str, ...]:
         """Return the ids of the containers that are to be in a network."""
         return tuple(sorted(self._holders.get(network_id, ())))
@@ -415,6 +419,3 @@ def _check_texts(what: str, values: dict[str, str]) -> None:
 def unit_name(network_id: str) -> str:
     """Return the name under which the launcher knows the helper of a network."""
     return f"network.{network_id}"
-
-
-

@@ -1,4 +1,4 @@
-"""The process `container-apiserver`: serves containers, plugins and health on one socket."""
+"""The process `container-apiserver`: serves all that clients ask for on one socket."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from container.process import Context, run_process
 
 
 async def serve(context: Context) -> None:
-    """Serve `Containers`, `Plugins` and `Health` until stopped."""
+    """Serve `Containers`, `Networks`, `Plugins` and `Health` until stopped."""
     from container.apiserver.containers import ContainersService
     from container.apiserver.health import HealthService
     from container.apiserver.links import Link
+    from container.apiserver.network_table import NetworkTable
+    from container.apiserver.networks import NetworksService
     from container.apiserver.plugins import PluginsService
     from container.apiserver.table import utc_now
     from container.contracts.images import Images
     from container.contracts.launcher import Launcher
+    from container.contracts.network import Network
     from container.contracts.runtime import SandboxGate
     from container.ipc import open_service
 
@@ -25,6 +28,13 @@ async def serve(context: Context) -> None:
         plugins,
         Link(Images, paths.images_socket) as images,
         Link(Launcher, paths.launcher_socket) as launcher,
+        NetworkTable(
+            paths,
+            launcher=launcher,
+            plugins=plugins,
+            open_network=Network.connect,
+            clock=utc_now,
+        ) as table,
     ):
         containers = ContainersService(
             paths,
@@ -32,10 +42,12 @@ async def serve(context: Context) -> None:
             launcher=launcher,
             open_gate=SandboxGate.connect,
             plugins=plugins,
+            networks=table,
         )
+        networks = NetworksService(table, containers)
         health = HealthService(paths, census=containers.census, started=utc_now())
         at = context.listener or paths.apiserver_socket
-        async with open_service(containers, plugins, health, at=at):
+        async with open_service(containers, networks, plugins, health, at=at):
             await context.ready()
             await trio.sleep_forever()
 

@@ -29,18 +29,17 @@ import trio
 from attrs import evolve
 
 from container.apiserver import restarts
-from container.apiserver.configuration import further_process, sandbox_spec
+from container.apiserver.attaching import ContainerNetworks
+from container.apiserver.configuration import further_process
 from container.apiserver.healthchecks import Checked, Health, keep_checking
 from container.apiserver.links import together
 from container.apiserver.records import Record, Run
-from container.apiserver.table import ContainerTable
 from container.contracts.apiserver import (
     Container,
     ContainerStatus,
     EventKind,
     HealthCheck,
     HealthStatus,
-    RestartCondition,
 )
 from container.contracts.images import Snapshot
 from container.contracts.runtime import (
@@ -51,7 +50,7 @@ from container.contracts.runtime import (
     SandboxSpec,
     Stdio,
 )
-from container.ipc import ContainerError, InvalidState
+from container.ipc import ContainerError, Fd, InvalidState
 
 NOTICING = 0.02, 1.0
 """Seconds between looks at whether a client has started its container: the first, the longest."""
@@ -62,7 +61,7 @@ FRESH: dict[str, Any] = {"exit": None, "restart_count": 0, "stopped_by_user": Fa
 _log = logging.getLogger(__name__)
 
 
-class ContainerRuns(ContainerTable):
+class ContainerRuns(ContainerNetworks):
     """Start containers, watch their runs, and start them again."""
 
     # --- bootstrap, start ---
@@ -109,11 +108,15 @@ class ContainerRuns(ContainerTable):
 
         try:
             with trio.CancelScope() as record.bootstrapping:
-                layers, _ = await together(
-                    lambda: self._layers(record), lambda: self._sandboxes.open(container_id)
+                layers, *_ = await together(
+                    lambda: self._layers(record),
+                    lambda: self._sandboxes.open(container_id),
+                    lambda: self._register_networks(before),
                 )
                 record.made = True
-                await self._bootstrap_sandbox(container_id, sandbox_spec(before, layers), stdio)
+                spec = await self._sandbox_spec(before, layers)
+                async with self._shared_namespace(before) as namespace:
+                    await self._bootstrap_sandbox(container_id, spec, stdio, namespace)
                 if not intended:
                     # Only now, so that RUNNING without a sandbox is a run that was lost. Until then
                     # a sandbox of a container that does not run is a stray, and swept.
@@ -131,9 +134,11 @@ class ContainerRuns(ContainerTable):
             record.change(evolve(before, status=ContainerStatus.CREATED, pid=None, **FRESH))
         self._begin(record)
 
-    async def _bootstrap_sandbox(self, container_id: str, spec: SandboxSpec, stdio: Stdio) -> None:
+    async def _bootstrap_sandbox(
+        self, container_id: str, spec: SandboxSpec, stdio: Stdio, namespace: Fd | None
+    ) -> None:
         async def bootstrap(sandbox: Sandbox) -> None:
-            await sandbox.bootstrap(spec, stdio)
+            await sandbox.bootstrap(spec, stdio, namespace)
 
         try:
             await self._sandboxes.call(container_id, bootstrap)
@@ -282,6 +287,7 @@ class ContainerRuns(ContainerTable):
                     pid=seen.pid,
                     started_at=seen.started_at,
                     exit=None,
+                    attachments=seen.attachments,
                 )
                 self._is_running(record, run)
         return seen
@@ -323,12 +329,10 @@ class ContainerRuns(ContainerTable):
             "started_at": record.container.started_at,
             "restart_count": count,
         }
-        if record.container.auto_remove:
-            record.container = evolve(record.container, **changes)
-        else:
+        if not record.container.auto_remove:
             # On disk first: whoever was told an exit status must find it again after a crash.
             await self._quietly(self._save(record, **changes))
-            record.container = evolve(record.container, **changes)
+        record.container = evolve(record.container, attachments=(), **changes)
         run.exit = ended
         self._publish_end(record.container, ended, again=again)
         record.change()
@@ -436,14 +440,12 @@ class ContainerRuns(ContainerTable):
             await self._save(record, status=ContainerStatus.STOPPED, stopped_by_user=True)
 
     async def _mark_stopped(self, record: Record) -> None:
-        """Remember that a user wants a container stopped, before that is done."""
-        if record.container.stopped_by_user:
-            return
-        if record.container.restart.condition is RestartCondition.NO:
-            # No policy asks for it after a crash: it gets on disk with the exit.
-            record.container = evolve(record.container, stopped_by_user=True)
-            record.saved = evolve(record.saved, stopped_by_user=True)
-        else:
+        """Remember that a user wants a container stopped, before that is done.
+
+        It is on disk from here on: a successor finishes what we are killed in, and no policy starts
+        the container again.
+        """
+        if not record.container.stopped_by_user:
             await self._save(record, stopped_by_user=True)
 
     async def _expire(self, record: Record, since: datetime) -> None:

@@ -129,7 +129,13 @@ def seen(container: Container, state: SandboxState) -> Container:
         return evolve(container, status=ContainerStatus.UNKNOWN)
     match init.state:
         case ProcessState.CREATED:
-            return evolve(container, status=ContainerStatus.CREATED, pid=init.pid, exit=None)
+            return evolve(
+                container,
+                status=ContainerStatus.CREATED,
+                pid=init.pid,
+                exit=None,
+                attachments=state.networks,
+            )
         case ProcessState.RUNNING:
             paused = state.phase is SandboxPhase.PAUSED
             return evolve(
@@ -138,6 +144,7 @@ def seen(container: Container, state: SandboxState) -> Container:
                 pid=init.pid,
                 started_at=init.started_at or container.started_at,
                 exit=None,
+                attachments=state.networks,
             )
         case ProcessState.EXITED:
             return evolve(
@@ -146,6 +153,7 @@ def seen(container: Container, state: SandboxState) -> Container:
                 pid=None,
                 started_at=init.started_at or container.started_at,
                 exit=init.exit or ExitStatus(code=None),
+                attachments=(),
             )
 
 

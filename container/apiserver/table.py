@@ -24,11 +24,18 @@ from attrs import evolve
 from container.apiserver.events import EventLog
 from container.apiserver.links import Caller, together
 from container.apiserver.names import resolve
+from container.apiserver.network_table import NetworkTable
 from container.apiserver.records import Record
 from container.apiserver.runs import RunWatch
 from container.apiserver.sandboxes import OpenGate, Sandboxes, Timeouts
 from container.apiserver.store import ContainerStore
-from container.contracts.apiserver import ContainerStatus, EventKind, Plugin, Plugins
+from container.contracts.apiserver import (
+    Container,
+    ContainerStatus,
+    EventKind,
+    Plugin,
+    Plugins,
+)
 from container.contracts.images import Images
 from container.contracts.launcher import Launcher
 from container.contracts.runtime import ExitStatus, Sandbox
@@ -72,6 +79,7 @@ class ContainerTable(Actor):
         launcher: Calls the launcher.
         open_gate: Connects to a runtime helper's public socket by its path.
         plugins: Knows the plugin that runs containers.
+        networks: Knows the networks that containers are in.
         clock: Says the time.
         timeouts: Bounds on helpers and clients that do not answer.
     """
@@ -84,6 +92,7 @@ class ContainerTable(Actor):
         launcher: Caller[Launcher],
         open_gate: OpenGate,
         plugins: Plugins,
+        networks: NetworkTable,
         clock: Callable[[], datetime] = utc_now,
         timeouts: Timeouts | None = None,
     ) -> None:
@@ -92,6 +101,7 @@ class ContainerTable(Actor):
         self._images = images
         self._launcher = launcher
         self._plugins = plugins
+        self._networks = networks
         self._clock = clock
         self._timeouts = timeouts or Timeouts()
         self._sandboxes = Sandboxes(
@@ -118,6 +128,7 @@ class ContainerTable(Actor):
         self._broken = dict(loaded.broken)
         for container in loaded.containers:
             self._insert(Record(container))
+            self._hold_again(container)
         async with self._sandboxes:
             try:
                 self._unfinished = set(loaded.removing)
@@ -136,6 +147,13 @@ class ContainerTable(Actor):
     def _insert(self, record: Record) -> None:
         self._records[record.id] = record
         self._names[record.container.name] = record.id
+
+    def _hold_again(self, container: Container) -> None:
+        for use in container.networks:
+            try:
+                self._networks.hold(container.id, [use.network])
+            except ContainerError as error:
+                _log.warning("container %s can't start: %s", container.id, error)
 
     async def _runtime_plugin(self) -> Plugin:
         for plugin in await self._plugins.list():
@@ -175,6 +193,7 @@ class ContainerTable(Actor):
         del self._records[container_id]
         if self._names.get(record.container.name) == container_id:
             del self._names[record.container.name]
+        self._networks.release(container_id)
         record.removed = True
         record.claimed.set()
         if run is not None and run.exit is None and run.running.is_set():

@@ -10,8 +10,9 @@ async def test_a_job_reports_its_status(autojump_clock):
 
 The services are the real ones, joined by memory pairs where the processes have sockets: the same
 messages, the same codec, the same limits. Played are the launcher, whose helpers are tasks, and the
-OCI runtime, whose containers are async functions: `programs` gives them by command. What is *not*
-here: processes, mounts, control groups. Worker threads read and write the documents; the autojump
+OCI runtime, whose containers are async functions: `programs` gives them by command; and networks,
+whose addresses are the real ones, and nothing else of them is. What is *not* here: processes,
+mounts, control groups, interfaces. Worker threads read and write the documents; the autojump
 clock is held meanwhile.
 """
 
@@ -23,19 +24,25 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import trio
+from attrs import evolve
 
 from container import embed
 from container.apiserver.containers import ContainersService
 from container.apiserver.health import HealthService
 from container.apiserver.links import direct
+from container.apiserver.network_table import NetworkTable
+from container.apiserver.networks import NetworksService
 from container.apiserver.plugins import PluginsService
 from container.apiserver.sandboxes import Timeouts
-from container.contracts.apiserver import Containers, Health, Plugins
+from container.contracts.apiserver import Containers, Health, Networks, Plugins
 from container.contracts.images import Images
 from container.contracts.launcher import Launcher, ServiceUnit
+from container.contracts.network import Network
 from container.contracts.runtime import Sandbox, SandboxGate
+from container.contracts.stored import read_network
 from container.images.service import ImagesService
 from container.ipc import in_memory
 from container.runtime.gate import RuntimeGate
@@ -44,6 +51,7 @@ from container.storage.paths import Paths
 from container.testing.busybox import Entry, write_layout
 from container.testing.clock import hold_autojump_clock
 from container.testing.launcher import InProcessLauncher
+from container.testing.network import FakeNetwork
 from container.testing.oci import PROGRAMS, Program, RecordedRuntime, recorded_machinery
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -58,7 +66,8 @@ def clock_time() -> datetime:
 class System(embed.System):
     """A system in this process: what `container.embed.System` offers, and what is behind it.
 
-    `containers`, `images`, `plugins`, `health` and `launcher` are proxies, as a client has them.
+    `containers`, `images`, `networks`, `plugins`, `health` and `launcher` are proxies, as a client
+    has them.
     """
 
     def __init__(
@@ -67,18 +76,19 @@ class System(embed.System):
         *,
         containers: Containers,
         images: Images,
+        networks: Networks,
         plugins: Plugins,
         health: Health,
         launcher: Launcher,
         helpers: InProcessLauncher,
         runtime: RecordedRuntime,
     ) -> None:
-        super().__init__(containers, images, paths)
+        super().__init__(containers, images, networks, paths)
         self.plugins = plugins
         self.health = health
         self.launcher = launcher
         self.helpers = helpers
-        """The runtime helpers as tasks: `helpers.kill("runtime.<id>")` plays a crash."""
+        """The helpers as tasks: `helpers.kill("runtime.<id>")` plays a crash."""
         self.runtime = runtime
         """The played OCI runtime: `runtime.calls` says what was asked of it."""
 
@@ -157,10 +167,20 @@ async def _open(
     runtime = await stack.enter_async_context(RecordedRuntime(programs))
 
     @asynccontextmanager
-    async def helper(unit: ServiceUnit, end: Callable[[], None]) -> AsyncGenerator[SandboxGate]:
-        container_id = unit.name.removeprefix("runtime.")
-        folder = paths.containers / container_id
-        service = SandboxService(folder, container_id, recorded_machinery(folder, runtime))
+    async def helper(
+        unit: ServiceUnit, end: Callable[[], None]
+    ) -> AsyncGenerator[SandboxGate | Network]:
+        kind, _, key = unit.name.partition(".")
+        if kind == "network":
+            configuration = await trio.to_thread.run_sync(read_network, paths.networks / key)
+            async with FakeNetwork(configuration) as network:
+                yield network
+            return
+        folder = paths.containers / key
+        machinery = evolve(
+            recorded_machinery(folder, runtime), connect_network=helpers.connect_network
+        )
+        service = SandboxService(folder, key, machinery)
 
         async def watch() -> None:
             await service.ended.wait()
@@ -171,19 +191,32 @@ async def _open(
             yield gate
             nursery.cancel_scope.cancel()
 
-    def connect(gate: SandboxGate) -> AbstractAsyncContextManager[SandboxGate]:
-        return in_memory(gate, SandboxGate)
+    def connect(served: SandboxGate | Network) -> AbstractAsyncContextManager[Any]:
+        if isinstance(served, Network):
+            return in_memory(served, Network)
+        return in_memory(served, SandboxGate)
 
     helpers = await stack.enter_async_context(InProcessLauncher(paths, helper, connect))
     launcher = await stack.enter_async_context(in_memory(helpers, Launcher))
     images = await stack.enter_async_context(in_memory(ImagesService(paths.images), Images))
     plugins = await stack.enter_async_context(PluginsService())
+    table = NetworkTable(
+        paths,
+        launcher=direct(launcher),
+        plugins=plugins,
+        open_network=helpers.connect_network,
+        clock=clock,
+        host_routes=lambda: (),
+        has_ipv6=lambda: True,
+    )
+    await stack.enter_async_context(table)
     service = ContainersService(
         paths,
         images=direct(images),
         launcher=direct(launcher),
         open_gate=helpers.connect_gate,
         plugins=plugins,
+        networks=table,
         clock=clock,
         timeouts=timeouts,
     )
@@ -193,6 +226,9 @@ async def _open(
         paths,
         containers=await stack.enter_async_context(in_memory(service, Containers)),
         images=images,
+        networks=await stack.enter_async_context(
+            in_memory(NetworksService(table, service), Networks)
+        ),
         plugins=await stack.enter_async_context(in_memory(plugins, Plugins)),
         health=await stack.enter_async_context(in_memory(health, Health)),
         launcher=launcher,

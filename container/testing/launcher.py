@@ -1,4 +1,4 @@
-"""A launcher that starts runtime helpers as tasks of this event loop.
+"""A launcher that starts helpers of containers and networks as tasks of this event loop.
 
 The same contract as the launcher's process: a unit is registered, its helper starts on the first
 connection, runs until it ends itself or is removed, and starts anew on the next connection. What it
@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 
 import trio
 from attrs import define, field
@@ -24,20 +24,24 @@ from container.contracts.launcher import (
     ServiceUnit,
     SystemStatus,
 )
+from container.contracts.network import Network
 from container.contracts.runtime import SandboxGate
 from container.ipc import Actor, AlreadyExists, Fate, Fd, NotFound, PeerGone, Unsupported
 from container.storage.paths import Paths
 
-Helper = Callable[[ServiceUnit, Callable[[], None]], AbstractAsyncContextManager[SandboxGate]]
-"""Open the helper of a unit: a block that holds its gate, and a function that ends the helper."""
+Helper = Callable[
+    [ServiceUnit, Callable[[], None]], AbstractAsyncContextManager[SandboxGate | Network]
+]
+"""Open the helper of a unit: a block that holds what it serves (the gate of a container, or a
+network), and a function that ends the helper."""
 
-Connect = Callable[[SandboxGate], AbstractAsyncContextManager[SandboxGate]]
-"""Open one connection to a gate in this process."""
+Connect = Callable[[Any], AbstractAsyncContextManager[Any]]
+"""Open one connection to what a helper in this process serves."""
 
 
 @define(eq=False)
 class _Process:
-    gate: SandboxGate
+    served: SandboxGate | Network
     scope: trio.CancelScope
     ended: trio.Event = field(factory=trio.Event)
 
@@ -52,24 +56,24 @@ class _Service:
 
 
 @asynccontextmanager
-async def as_it_is(gate: SandboxGate) -> AsyncGenerator[SandboxGate]:
-    """Connect by calling the gate itself."""
-    yield gate
+async def as_it_is(served: Any) -> AsyncGenerator[Any]:
+    """Connect by calling the service itself."""
+    yield served
 
 
 class InProcessLauncher(Actor, Launcher):
-    """Run runtime helpers as tasks.
+    """Run helpers as tasks.
 
     Args:
         paths: The system's place; names sockets that are never made.
         helper: Opens the helper of a unit.
-        connect: Opens a connection to a helper's gate: by default none, calls go straight to it.
+        connect: Opens a connection to a helper: by default none, calls go straight to it.
     """
 
     def __init__(self, paths: Paths, helper: Helper, connect: Connect = as_it_is) -> None:
         self._paths = paths
         self._helper = helper
-        self._connect_gate = connect
+        self._connect = connect
         self._services: dict[str, _Service] = {}
         self._started = datetime.now(UTC)
 
@@ -161,19 +165,26 @@ class InProcessLauncher(Actor, Launcher):
 
     # --- what a test calls ---
 
-    @asynccontextmanager
-    async def connect_gate(self, path: str) -> AsyncGenerator[SandboxGate]:
+    def connect_gate(self, path: str) -> AbstractAsyncContextManager[SandboxGate]:
         """Connect to the gate behind a socket path, starting its helper.
 
         Raises:
             PeerGone: no unit has this socket (`fate` is refused).
         """
+        return self._connected(path)
+
+    def connect_network(self, path: str) -> AbstractAsyncContextManager[Network]:
+        """Connect to the network behind a socket path; see `connect_gate`."""
+        return self._connected(path)
+
+    @asynccontextmanager
+    async def _connected(self, path: str) -> AsyncGenerator[Any]:
         await trio.lowlevel.checkpoint()
         for service in self._services.values():
             if self._socket(service.unit) == path:
                 process = await self._running(service)
-                async with self._connect_gate(process.gate) as gate:
-                    yield gate
+                async with self._connect(process.served) as proxy:
+                    yield proxy
                 return
         raise PeerGone(f"nobody listens at {path}", fate=Fate.REFUSED, why="refused")
 
@@ -224,8 +235,8 @@ class InProcessLauncher(Actor, Launcher):
         process: _Process | None = None
         try:
             with trio.CancelScope() as scope:
-                async with self._helper(service.unit, scope.cancel) as gate:
-                    process = _Process(gate, scope)
+                async with self._helper(service.unit, scope.cancel) as served:
+                    process = _Process(served, scope)
                     service.starts += 1
                     task_status.started(process)
                     await trio.sleep_forever()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,10 @@ from attrs import define, evolve, field
 
 from container.apiserver.containers import ContainersService
 from container.apiserver.links import direct
+from container.apiserver.network_table import NetworkTable
+from container.apiserver.networks import NetworksService
 from container.apiserver.sandboxes import Timeouts
+from container.apiserver.subnets import Taken
 from container.contracts.apiserver import (
     Container,
     ContainerOptions,
@@ -33,7 +37,7 @@ from container.contracts.images import (
     Snapshot,
 )
 from container.contracts.launcher import ServiceUnit
-from container.contracts.network import Attachment
+from container.contracts.network import Attachment, Network, NetworkStatus
 from container.contracts.runtime import (
     INIT,
     ExitStatus,
@@ -41,6 +45,7 @@ from container.contracts.runtime import (
     ProcessState,
     Sandbox,
     SandboxGate,
+    SandboxNetwork,
     SandboxPhase,
     SandboxProcess,
     SandboxState,
@@ -53,6 +58,7 @@ from container.ipc import (
     ContainerError,
     Endpoint,
     Fate,
+    Fd,
     InvalidState,
     NotFound,
     PeerGone,
@@ -247,7 +253,9 @@ class PlayedSandbox(Sandbox):
             raise InvalidState("already bootstrapped")
         process = SandboxProcess(INIT, 4711, ProcessState.CREATED, spec.process.arguments)
         self.spec, self.stdio = spec, stdio
-        self.kernel.set(SandboxState(self.key, SandboxPhase.CREATED, (process,)))
+        self.namespace = None if namespace is None else os.fstat(namespace.fileno())
+        networks = tuple(attachment_of(network) for network in spec.networks)
+        self.kernel.set(SandboxState(self.key, SandboxPhase.CREATED, (process,), networks))
 
     async def create_process(self, process: str, spec: Any, stdio: Any) -> None:
         self.check()
@@ -315,13 +323,23 @@ class PlayedSandbox(Sandbox):
         return SandboxStatistics(1, None, 2, 3, 4, 5)
 
     async def network_namespace(self) -> Any:
-        raise NotImplementedError
+        self.check()
+        await self.faults.at("sandbox.network_namespace")
+        return Fd(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
 
     async def join_network(self, network: Any) -> Attachment:
-        raise NotImplementedError
+        self.check()
+        await self.faults.at("sandbox.join_network")
+        self.joined = network
+        made = attachment_of(network)
+        self.kernel.set(evolve(self.now, networks=(*self.now.networks, made)))
+        return made
 
     async def leave_network(self, network: str) -> None:
-        raise NotImplementedError
+        self.check()
+        await self.faults.at("sandbox.leave_network")
+        left = tuple(it for it in self.now.networks if it.network != network)
+        self.kernel.set(evolve(self.now, networks=left))
 
     async def dial(self, port: int) -> Any:
         raise NotImplementedError
@@ -341,6 +359,22 @@ class PlayedSandbox(Sandbox):
         self.kernel.changed.pop(self.key, trio.Event()).set()
 
 
+def attachment_of(network: SandboxNetwork) -> Attachment:
+    """Return what a network makes of a request, in a world without addresses."""
+    request = network.request
+    return Attachment(
+        network=network.id,
+        network_name=network.name,
+        key=request.key,
+        interface=request.interface,
+        addresses=request.addresses,
+        gateways=(),
+        mac=request.mac,
+        mtu=1500,
+        ports=request.ports,
+    )
+
+
 class PlayedGate(SandboxGate):
     def __init__(self, sandbox: PlayedSandbox) -> None:
         self.sandbox = sandbox
@@ -351,10 +385,28 @@ class PlayedGate(SandboxGate):
         return LocalEndpoint(self.sandbox, routes)
 
 
+class PlayedNetwork(Network):
+    """A network helper to which nobody is attached."""
+
+    def __init__(self, unit: ServiceUnit, faults: Faults) -> None:
+        self.unit = unit
+        self.faults = faults
+
+    async def status(self) -> NetworkStatus:
+        await self.faults.at("network.status")
+        return NetworkStatus(self.unit.name.removeprefix("network."), "played")
+
+    async def _never(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    attach = publish = lookup = _never
+
+
 class PlayedPlugins(Plugins):
     async def list(self) -> tuple[Plugin, ...]:
         await trio.lowlevel.checkpoint()
         return (
+            Plugin("container-network", "/n", "", "", "", ("network",), ("bridge",), None, False),
             Plugin("container-runtime", "/p", "", "", "", ("runtime",), ("helper",), None, False),
         )
 
@@ -373,11 +425,18 @@ class World:
         self.sandboxes: dict[str, PlayedSandbox] = {}
         self.launcher = InProcessLauncher(self.paths, self._helper)
         self.timeouts = Timeouts()
+        self.routes: tuple[Taken, ...] = ()
+        self.networks: NetworksService
+        """Of the server that runs."""
 
     @asynccontextmanager
     async def _helper(
         self, unit: ServiceUnit, end: Callable[[], None]
-    ) -> AsyncGenerator[SandboxGate]:
+    ) -> AsyncGenerator[SandboxGate | Network]:
+        if unit.name.startswith("network."):
+            await self.faults.at("network.start")
+            yield PlayedNetwork(unit, self.faults)
+            return
         key = unit.name.removeprefix("runtime.")
         await self.faults.at("helper.start")
         sandbox = self.sandboxes[key] = PlayedSandbox(key, self.kernel, self.faults, end)
@@ -389,16 +448,27 @@ class World:
     @asynccontextmanager
     async def server(self) -> AsyncGenerator[ContainersService]:
         """Run one API server."""
+        table = NetworkTable(
+            self.paths,
+            launcher=direct(self.launcher),
+            plugins=PlayedPlugins(),
+            open_network=self.launcher.connect_network,
+            clock=moment,
+            host_routes=lambda: self.routes,
+            has_ipv6=lambda: True,
+        )
         service = ContainersService(
             self.paths,
             images=direct(self.images),
             launcher=direct(self.launcher),
             open_gate=self.launcher.connect_gate,
             plugins=PlayedPlugins(),
+            networks=table,
             clock=moment,
             timeouts=self.timeouts,
         )
-        async with service:
+        async with table, service:
+            self.networks = NetworksService(table, service)
             yield service
 
     def folders(self) -> list[str]:
@@ -419,8 +489,11 @@ class World:
 
 
 def options_of(**options: Any) -> ContainerOptions:
-    """Return options for the image `demo`."""
-    return ContainerOptions(**({"image": "demo", "pull": PullPolicy.NEVER} | options))
+    """Return options for the image `demo`; without a network unless one is named."""
+    base: dict[str, Any] = {"image": "demo", "pull": PullPolicy.NEVER}
+    if "networks" not in options:
+        base["network"] = "none"
+    return ContainerOptions(**(base | options))
 
 
 @pytest.fixture

@@ -141,7 +141,9 @@ async def test_many_containers_live_beside_each_other(system: Any) -> None:
 async def test_a_killed_api_server_loses_no_container_and_no_exit_status(system: Any) -> None:
     with trio.fail_after(100):
         made = await system.containers.create(
-            ContainerOptions("demo", name="web", command=("sh", "-c", "sleep 3; exit 7"))
+            ContainerOptions(
+                "demo", name="web", network="none", command=("sh", "-c", "sleep 3; exit 7")
+            )
         )
         async with system.run("demo", ["cat"], stdin=True) as attached:
             await system.containers.start("web")
@@ -163,7 +165,9 @@ async def test_a_killed_api_server_loses_no_container_and_no_exit_status(system:
 async def test_a_stopped_container_starts_again(system: Any) -> None:
     with trio.fail_after(60):
         await system.containers.create(
-            ContainerOptions("demo", name="web", command=("sh", "-c", "echo run; sleep 1000"))
+            ContainerOptions(
+                "demo", name="web", network="none", command=("sh", "-c", "echo run; sleep 1000")
+            )
         )
         for _ in range(2):
             await system.containers.start("web")
