@@ -24,7 +24,6 @@ from container.ipc.spawning.offspring import name_process
 from container.process import Context, become_subreaper, run_process
 
 if TYPE_CHECKING:
-    from container.ipc.server import Server
     from container.launcher.rundir import Inode
     from container.launcher.service import LauncherService
     from container.storage.locks import FileLock
@@ -110,14 +109,15 @@ async def _launch(context: Context, options: Options) -> None:
         )
         service.own_sockets |= own
         try:
-            async with open_service(service, at=listener) as server:
+            async with open_service(service, at=listener):
                 async with trio.open_nursery() as nursery:
                     if owner is not None:
                         nursery.start_soon(_end_with, owner, service)
                     options.tell({"ready": True})
                     await context.ready()
                     await service.shut_down.wait()
-                    await _replies_left(server)
+                    with trio.move_on_after(REPLY_BOUND):
+                        await service.wait_told()
                     nursery.cancel_scope.cancel()
         finally:
             service.hide()
@@ -174,14 +174,6 @@ async def _end_with(owner: socket.socket, service: LauncherService) -> None:
         except OSError:
             break
     await service.shutdown(stop_containers=True)
-
-
-async def _replies_left(server: Server) -> None:
-    # A call's end is not told to its handler's process but by the connection's end: callers close
-    # theirs when they have the reply.
-    with trio.move_on_after(REPLY_BOUND):
-        while server.statistics().connections:  # noqa: ASYNC110
-            await trio.sleep(0.01)
 
 
 async def _sole(paths: Paths, *, activated: bool) -> FileLock:

@@ -145,6 +145,8 @@ class LauncherService(Actor, Launcher):
         """Sockets of the launcher itself, unlinked when it shuts down."""
         self.shut_down = trio.Event()
         """Set when `shutdown` has done its work: the process may end."""
+        self._told: list[trio.Event] = []
+        """Of each call of `shutdown`: set when its connection has ended."""
 
     # --- life ---
 
@@ -441,11 +443,25 @@ class LauncherService(Actor, Launcher):
 
     async def shutdown(self, stop_containers: bool = False) -> None:
         """Stop all services in order; see the contract."""
+        with contextlib.suppress(LookupError):  # the end of our owner is no call
+            told = trio.Event()
+            current_call().at_end.add(told.set)
+            self._told.append(told)
         self._closing = True
         self._stop_containers = self._stop_containers or stop_containers
         self.hide()
         await self._stop_all()
         self.shut_down.set()
+
+    async def wait_told(self) -> None:
+        """Return once all who asked for the shutdown have the answer.
+
+        A call's end is not told to its handler's process but by the connection's end: callers close
+        theirs when they have the answer. Others, runtime helpers among them, hold theirs for good.
+        """
+        await trio.lowlevel.checkpoint()
+        for told in self._told:
+            await told.wait()
 
     # --- inside ---
 

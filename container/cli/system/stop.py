@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Generator
 
 import click
 
@@ -34,32 +36,27 @@ async def _stop(session: Session, containers: bool) -> None:
     from container.contracts.launcher import ServiceState
     from container.ipc import Fate, PeerGone
 
+    process: int | None = None
     try:
         async with session.launcher() as launcher:
             with trio.fail_after(QUICK):
                 status = await launcher.status()
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 process = os.pidfd_open(status.pid)
-            except ProcessLookupError:
-                process = None
-            try:
-                with trio.fail_after(STOPPING):
-                    await launcher.shutdown(stop_containers=containers)
-                    if process is not None:
-                        await trio.lowlevel.wait_readable(process)
-            except trio.TooSlowError:
-                raise Refused(
-                    f"the launcher (process {status.pid}) did not end within {STOPPING:.0f} s",
-                    hint=f"see its log in {session.paths.logs}",
-                ) from None
-            finally:
-                if process is not None:
-                    os.close(process)
+            with _bounded(session, status.pid):
+                await launcher.shutdown(stop_containers=containers)
+        # Not with the connection open: it waits until who asked it has the reply and is gone.
+        if process is not None:
+            with _bounded(session, status.pid):
+                await trio.lowlevel.wait_readable(process)
     except PeerGone as gone:
         if gone.fate is Fate.REFUSED:
             say("the system does not run")
             return
         raise
+    finally:
+        if process is not None:
+            os.close(process)
     if status.supervisor:
         say(
             f"{status.supervisor} starts it again when somebody connects",
@@ -74,3 +71,17 @@ async def _stop(session: Session, containers: bool) -> None:
             f"{left} container{'s go' if left > 1 else ' goes'} on running",
             'the next start finds them; "container system stop --containers" stops them too',
         )
+
+
+@contextlib.contextmanager
+def _bounded(session: Session, launcher: int) -> Generator[None]:
+    import trio
+
+    try:
+        with trio.fail_after(STOPPING):
+            yield
+    except trio.TooSlowError:
+        raise Refused(
+            f"the launcher (process {launcher}) did not end within {STOPPING:.0f} s",
+            hint=f"see its log in {session.paths.logs}",
+        ) from None
