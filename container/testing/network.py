@@ -100,10 +100,9 @@ class NetworkNamespace:
             raise AssertionError(f"{command} ended with {done.returncode}: {done.stderr}")
         return done
 
-    def popen(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
+    def popen(self, *command: str, **options: Any) -> subprocess.Popen[Any]:
         """Start a command inside; the caller ends it and waits for it."""
-        process: subprocess.Popen[bytes] = subprocess.Popen(self.command(*command), **options)
-        return process
+        return subprocess.Popen(self.command(*command), **options)
 
     def call(self, function: Callable[[], T]) -> T:
         """Call a function inside, in a thread of its own. Blocking."""
