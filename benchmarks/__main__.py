@@ -12,7 +12,19 @@ from pathlib import Path
 
 from attrs import evolve
 
-from benchmarks import calls, channels, codec, containers, idle, memory, spawn, streams, survival
+from benchmarks import (
+    bridge,
+    calls,
+    channels,
+    codec,
+    containers,
+    dns,
+    idle,
+    memory,
+    spawn,
+    streams,
+    survival,
+)
 from benchmarks.figures import Figure, markdown, table
 from benchmarks.options import FULL_MEMORY_CALLS, SMOKE, Options
 from benchmarks.worker import PeerUnavailable
@@ -23,10 +35,12 @@ SUITES: Mapping[tuple[str, ...], Measure] = {
     calls.NAMES: calls.measure,
     channels.NAMES: channels.measure,
     codec.NAMES: codec.measure,
+    dns.NAMES: dns.measure,
     idle.NAMES: idle.measure,
     memory.NAMES: memory.measure,
     spawn.NAMES: spawn.measure,
     containers.NAMES: containers.measure,
+    bridge.NAMES: bridge.measure,
     streams.NAMES: streams.measure,
     survival.NAMES: survival.measure,
 }

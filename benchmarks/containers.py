@@ -91,7 +91,7 @@ def _sides(
     sides: dict[str, tuple[Timed, Timed]] = {}
     podman: Podman | None = None
     for row in rows:
-        ours = _timed(system.argv(*row.ours), system.environment)
+        ours = timed(system.argv(*row.ours), system.environment)
         try:
             if not row.theirs:
                 sides[row.name] = (ours, _create_and_start(write_bundle(system, ["true"])))
@@ -100,30 +100,36 @@ def _sides(
                 podman = stack.enter_context(open_podman(system.layout, IMAGE))
                 held = ("--name", HELD, "--network", "none", IMAGE, "sleep", "10000")
                 podman.call("run", "--detach", *held)
-            sides[row.name] = (ours, _timed(podman.argv(*row.theirs), podman.environment))
+            sides[row.name] = (ours, timed(podman.argv(*row.theirs), podman.environment))
         except PeerUnavailable as error:
             missing[row.name] = str(error)
     return sides
 
 
-def _timed(argv: Sequence[str], environment: Mapping[str, str]) -> Timed:
-    return lambda _: _milliseconds(argv, environment)
+def timed(argv: Sequence[str], environment: Mapping[str, str]) -> Timed:
+    """Return what runs a command line to its end."""
+    return lambda _: milliseconds(argv, environment)
 
 
 def _create_and_start(bundle: Bundle) -> Timed:
     def side(number: int) -> float:
         name = f"bench-{number}"
         taken = sum(
-            _milliseconds(bundle.runc(*arguments), os.environ)
+            milliseconds(bundle.runc(*arguments), os.environ)
             for arguments in (("create", "--bundle", str(bundle.path), name), ("start", name))
         )
-        _milliseconds(bundle.runc("delete", "--force", name), os.environ)
+        milliseconds(bundle.runc("delete", "--force", name), os.environ)
         return taken
 
     return side
 
 
-def _milliseconds(argv: Sequence[str], environment: Mapping[str, str]) -> float:
+def milliseconds(argv: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Run a command line to its end and return how long it took.
+
+    Raises:
+        PeerUnavailable: it failed.
+    """
     started = time.perf_counter()
     # No pipes: what `runc create` leaves waiting would keep them open.
     done = subprocess.run(
@@ -153,7 +159,7 @@ def where_time_goes(rounds: int = 10) -> list[tuple[str, ...]]:
         for number in range(WARM_UP + rounds):
             system.trace.write_bytes(b"")
             began = time.time()
-            taken = _milliseconds(argv, system.environment)
+            taken = milliseconds(argv, system.environment)
             if number < WARM_UP:
                 continue
             total.append(taken)
