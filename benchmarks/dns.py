@@ -1,0 +1,240 @@
+"""The rows of DNS: answers a second on one core, and what one client waits beside another's flood.
+
+Ours and dnsmasq know the same names, listen on loopback, and are kept on one processor; who asks is
+on another, if there is one. A client is an address of 127.0.0.0/8. The flood never waits for an
+answer; it is nice, so that what is measured is the server and not whose turn the kernel thinks it
+is. A query that is not answered within a second counts as one that took that second.
+
+    python -m benchmarks.dns serve|flood PORT
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import trio
+
+from benchmarks.figures import Comparison, Figure, Goal
+from benchmarks.options import Options
+from benchmarks.worker import PeerUnavailable
+from container.resolver import DnsServer, Entry, Names, Upstreams, listen
+
+RATE, FLOODED = "dns.answers", "dns.beside-flood"
+NAMES = (RATE, FLOODED)
+SERVER, ASKER, FLOODER = "127.0.0.1", "127.0.0.3", "127.0.0.2"
+_CONTAINERS = 200
+_OUTSTANDING = 64
+_EACH = 0.002
+_LOST = 1.0
+_MEASURED = 1.0
+
+
+def measure(names: Sequence[str], options: Options) -> list[Figure]:
+    """Return a figure for each row that is asked for."""
+    seconds = _MEASURED / options.fewer
+    figures: list[Figure] = []
+    for name in names:
+        take = _answers_a_second if name == RATE else _p99_beside_flood
+        ours: list[float] = []
+        theirs: list[float] = []
+        note = f"{_CONTAINERS} containers; the goal is on ours alone"
+        with _ours() as port:
+            try:
+                with _dnsmasq() as other:
+                    for _ in range(options.rounds):
+                        ours.append(take(port, seconds))
+                        theirs.append(take(other, seconds))
+            except PeerUnavailable as error:
+                note = str(error)
+                ours = [take(port, seconds) for _ in range(options.rounds)]
+        figures.append(
+            Figure(
+                name=name,
+                peer="dnsmasq",
+                unit="/s" if name == RATE else "ms",
+                ours=tuple(ours),
+                theirs=tuple(theirs),
+                goal=Goal.AT_LEAST if name == RATE else Goal.AT_MOST,
+                limit=5000 if name == RATE else 5,
+                comparison=Comparison.ALONE,
+                note=note,
+            )
+        )
+    return figures
+
+
+def _answers_a_second(port: int, seconds: float) -> float:
+    """Ask with so many queries under way, whose names are drawn, and count what is answered."""
+    with _client(port) as asker:
+        queries = [_query(i, _name(i)) for i in range(_CONTAINERS)]
+        sent = lost = answered = 0
+        began = time.perf_counter()
+        until = began + seconds
+        while time.perf_counter() < until:
+            while sent - answered - lost < _OUTSTANDING:
+                asker.send(random.choice(queries))
+                sent += 1
+            if not select.select([asker], [], [], 0.2)[0]:
+                lost = sent - answered
+                continue
+            while True:
+                try:
+                    asker.recv(2048)
+                except BlockingIOError:
+                    break
+                answered += 1
+        return answered / (time.perf_counter() - began)
+
+
+def _p99_beside_flood(port: int, seconds: float) -> float:
+    """Return milliseconds: the 99th percentile of queries, one each 2 ms, beside a flood."""
+    took: list[float] = []
+    with _process("flood", port, _others()) as flooder, _client(port) as asker:
+        assert flooder.stdout is not None
+        flooder.stdout.readline()
+        # It fills the server's buffer before the first query is measured.
+        time.sleep(0.1)
+        for number in range(max(100, int(seconds / _EACH))):
+            sent = time.perf_counter()
+            asker.send(_query(number, _name(number)))
+            while (left := sent + _LOST - time.perf_counter()) > 0:
+                came = select.select([asker], [], [], left)[0]
+                if came and struct.unpack_from("!H", asker.recv(2048))[0] == number:
+                    break
+            took.append(time.perf_counter() - sent)
+            if (pause := sent + _EACH - time.perf_counter()) > 0:
+                time.sleep(pause)
+    took.sort()
+    return took[int(0.99 * len(took))] * 1e3
+
+
+@contextmanager
+def _client(port: int) -> Generator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        asker.bind((ASKER, 0))
+        asker.connect((SERVER, port))
+        asker.setblocking(False)
+        yield asker
+
+
+def _name(number: int) -> str:
+    return f"web-{number % _CONTAINERS}"
+
+
+def _query(number: int, name: str) -> bytes:
+    label = bytes((len(name),)) + name.encode()
+    return struct.pack("!6H", number & 0xFFFF, 0x0100, 1, 0, 0, 0) + label + b"\0\0\x01\0\x01"
+
+
+# Servers and the flood
+
+
+@contextmanager
+def _ours() -> Generator[int]:
+    with _process("serve", 0, _first()) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+
+
+@contextmanager
+def _dnsmasq() -> Generator[int]:
+    program = shutil.which("dnsmasq") or shutil.which("dnsmasq", path="/usr/sbin:/sbin")
+    if program is None:
+        raise PeerUnavailable("dnsmasq is not installed")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((SERVER, 0))
+        port = probe.getsockname()[1]
+    command = [
+        program,
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+    ]
+    command += ["--pid-file=", "--user=", f"--port={port}", f"--listen-address={SERVER}"]
+    command += ["--bind-interfaces", "--local-ttl=5"]
+    command += [f"--host-record={_name(i)},10.89.0.{i + 2}" for i in range(_CONTAINERS)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        os.sched_setaffinity(process.pid, _first())
+        _await_answer(process, port)
+        yield port
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _await_answer(process: subprocess.Popen[bytes], port: int) -> None:
+    for _ in range(50):
+        if process.poll() is not None:
+            assert process.stderr is not None
+            raise PeerUnavailable(f"dnsmasq: {process.stderr.read().decode().strip()}")
+        with _client(port) as asker:
+            try:
+                asker.send(_query(1, _name(1)))
+                if select.select([asker], [], [], 0.1)[0] and asker.recv(2048):
+                    return
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+    raise PeerUnavailable("dnsmasq does not answer")
+
+
+@contextmanager
+def _process(what: str, port: int, processors: set[int]) -> Generator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.dns", what, str(port)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        os.sched_setaffinity(process.pid, processors)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _first() -> set[int]:
+    return {min(os.sched_getaffinity(0))}
+
+
+def _others() -> set[int]:
+    return os.sched_getaffinity(0) - _first() or _first()
+
+
+def _flood(port: int) -> None:
+    os.nice(19)
+    query = _query(1, _name(1))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooder:
+        flooder.bind((FLOODER, 0))
+        # What comes back is dropped by the kernel, for want of room.
+        flooder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        flooder.connect((SERVER, port))
+        print("it begins", flush=True)
+        while True:
+            flooder.send(query)
+
+
+async def _serve() -> None:
+    names = Names(["127.0.0.0/8"], [SERVER])
+    for i in range(_CONTAINERS):
+        names.put(Entry(str(i), (f"10.89.0.{i + 2}",), (_name(i),)))
+    listener = listen(SERVER)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(DnsServer(names, Upstreams()).serve, [listener])
+        print(listener.udp_port, flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        trio.run(_serve)
+    else:
+        _flood(int(sys.argv[2]))
