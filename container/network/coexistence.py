@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from attrs import field, frozen
 
@@ -207,11 +207,8 @@ def _names_interface(part: Json, key: str, bridge: str) -> bool:
             return False
 
 
-def _interfaces(right: object) -> list[str]:
-    match right:
-        case str():
-            return [right]
-        case {"set": [*names]}:
-            return [name for name in names if isinstance(name, str)]
-        case _:
-            return []
+def _interfaces(right: Any) -> list[str]:
+    if isinstance(right, dict):
+        right = cast("Json", right).get("set", ())
+    names = cast("list[object]", right if isinstance(right, list) else [right])
+    return [name for name in names if isinstance(name, str)]

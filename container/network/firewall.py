@@ -58,22 +58,22 @@ class Firewall:
     ) -> None:
         """Make the table, or make it anew, in one transaction.
 
-        Published ports of an earlier table are gone if `forwarded` does not have them.
+        Published ports that another process wrote are gone.
         Also lets the bridge pass what comes from 127.0.0.1 (`route_localnet`), so it must exist.
 
         Args:
             dns: Where port 53 of each gateway leads.
-            forwarded: By key of the attachment.
+            forwarded: By key of the attachment; None: those that `forward` was told of.
 
         Raises:
             Unsupported: the program `nft` is missing; the hint says what to install.
             Unavailable: nft refused; the message is nft's own sentence. Nothing was changed.
         """
         async with self._lock:
-            loopback = let_loopback_pass(self._ruleset.bridge)
-            wanted = evolve(self._ruleset, dns=tuple(dns), loopback=loopback)
-            ports = {key: tuple(each) for key, each in (forwarded or {}).items() if each}
-            await self._rewrite(wanted, ports)
+            ports = self._forwarded
+            if forwarded is not None:
+                ports = {key: tuple(each) for key, each in forwarded.items() if each}
+            await self._rewrite(evolve(self._ruleset, dns=tuple(dns)), ports)
 
     async def again(self) -> None:
         """Write the table once more as it is to be: its bridge was made anew.
@@ -82,8 +82,7 @@ class Firewall:
         """
         async with self._lock:
             if self._wanted:
-                loopback = let_loopback_pass(self._ruleset.bridge)
-                await self._rewrite(evolve(self._ruleset, loopback=loopback), self._forwarded)
+                await self._rewrite(self._ruleset, self._forwarded)
 
     async def forward(self, key: str, forwarded: Sequence[Forwarded]) -> None:
         """Let exactly these ports lead to an attachment; none of them takes its rules away.
@@ -164,6 +163,7 @@ class Firewall:
                 await trio.sleep(AGAIN)
 
     async def _rewrite(self, ruleset: Ruleset, ports: dict[str, tuple[Forwarded, ...]]) -> None:
+        ruleset = evolve(ruleset, loopback=let_loopback_pass(ruleset.bridge))
         elements = elements_of(ports)
         await self._apply(ruleset.whole(elements))
         self._ruleset, self._forwarded, self._written = ruleset, ports, elements

@@ -84,7 +84,8 @@ class Ruleset:
         """Return the commands that make the table anew, whatever is there."""
         table = {"family": "inet", "name": self.table}
         # A table can be deleted only if it is there.
-        commands: list[Json] = [{"add": {"table": table}}, *self.none(), {"add": {"table": table}}]
+        make: Json = {"add": {"table": table}}
+        commands: list[Json] = [make, *self.none(), make]
         commands += self._maps()
         commands += self._early() + self._published()
         commands += self._arriving() + self._own() + self._passing() + self._leaving()
@@ -117,23 +118,23 @@ class Ruleset:
 
     def _chain(self, name: str, *rules: Sequence[object], **hook: object) -> list[Json]:
         base = {"policy": "accept", **hook} if hook else {}
-        commands: list[Json] = [{"add": {"chain": {**self._here(), "name": name, **base}}}]
-        commands += [
-            {"add": {"rule": {**self._here(), "chain": name, "expr": list(rule)}}} for rule in rules
-        ]
+        chain: Json = {**self._here(), "name": name, **base}
+        commands: list[Json] = [{"add": {"chain": chain}}]
+        for rule in rules:
+            commands.append({"add": {"rule": {**self._here(), "chain": name, "expr": [*rule]}}})
         return commands
 
     def _maps(self) -> list[Json]:
         commands: list[Json] = []
-        found: Json
-        for family, kind in (("4", "ipv4_addr"), ("6", "ipv6_addr")):
-            for scope, key in (("any", ()), ("one", (kind,))):
+        port = ["inet_proto", "inet_service"]
+        for digit, kind in (("4", "ipv4_addr"), ("6", "ipv6_addr")):
+            for scope, key in (("any", port), ("one", [kind, *port])):
                 for what, value in (("address", kind), ("port", "inet_service")):
-                    found = {**self._here(), "name": f"{scope}{family}_{what}", "map": value}
-                    found["type"] = [*key, "inet_proto", "inet_service"]
+                    name = f"{scope}{digit}_{what}"
+                    found: Json = {**self._here(), "name": name, "type": key, "map": value}
                     commands.append({"add": {"map": found}})
-            found = {**self._here(), "name": f"masked{family}", "type": kind}
-            commands.append({"add": {"set": found}})
+            masked: Json = {**self._here(), "name": f"masked{digit}", "type": kind}
+            commands.append({"add": {"set": masked}})
         return commands
 
     def _early(self) -> list[Json]:
@@ -153,6 +154,7 @@ class Ruleset:
 
     def _published(self) -> list[Json]:
         rules: list[Sequence[object]] = []
+        # Of the address too first: it is the narrower one.
         for family, digit in (("ip", "4"), ("ip6", "6")):
             for scope in ("one", "any"):
                 port = [_META_PROTOCOL, _payload("th", "dport")]
