@@ -1,4 +1,4 @@
-"""The OCI bundle of a container: `config.json` and the small files that are bound into it.
+"""The OCI bundle of a container: its `config.json`.
 
 Defaults are podman's, and stricter where that costs nobody: no new privileges. Limits of ours are
 never raised: a process inherits our own rlimits. What is *not* here: running it.
@@ -22,6 +22,7 @@ from container.ipc import InvalidArgument
 from container.runtime.cgroup import cgroup_path
 from container.runtime.kernel import Machine
 from container.runtime.mounts import all_mounts, default_mounts
+from container.runtime.names_files import check_names
 from container.runtime.seccomp import seccomp_profile
 from container.runtime.user import User
 
@@ -58,6 +59,13 @@ MASKED_PATHS = (
 )
 READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+NETWORK_SETTINGS = {
+    "net.ipv4.ping_group_range": "0 2147483647",
+    "net.ipv4.ip_unprivileged_port_start": "0",
+}
+"""As docker sets them in a network namespace of the container's own: ping needs no capability, and
+a service need not be root to listen on port 80."""
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CPU_PERIOD = 100_000
 _MEMORY_MIN = 512 * 1024
@@ -84,43 +92,6 @@ class BundleFiles:
         """Write the configuration. Blocking; not synced: a bundle does not outlive its run."""
         self.config.write_text(json.dumps(configuration))
 
-    def write_etc(self, spec: SandboxSpec) -> dict[str, Path]:
-        """Write hostname, hosts and resolv.conf; return destination to file. Blocking."""
-        texts = {
-            "/etc/hostname": f"{spec.hostname}\n",
-            "/etc/hosts": _hosts(spec),
-            "/etc/resolv.conf": _resolver(spec),
-        }
-        files: dict[str, Path] = {}
-        for destination, text in texts.items():
-            file = self.folder / os.path.basename(destination)
-            file.write_text(text)
-            file.chmod(0o644)  # whatever our umask: any user of the container may read it
-            files[destination] = file
-        return files
-
-
-def _hosts(spec: SandboxSpec) -> str:
-    own = f"127.0.0.1\t{spec.hostname}"
-    own += f" {spec.name}\n" if spec.name not in ("", spec.hostname) else "\n"
-    local = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-    if spec.network == "host":
-        return _host_file("/etc/hosts", local) + own
-    return local + own
-
-
-def _resolver(spec: SandboxSpec) -> str:
-    # Without a network there is nobody to ask; an empty file makes look-ups fail at once.
-    return _host_file("/etc/resolv.conf", "") if spec.network == "host" else ""
-
-
-def _host_file(path: str, otherwise: str) -> str:
-    try:
-        text = Path(path).read_text(errors="replace")
-    except OSError:
-        return otherwise
-    return text if not text or text.endswith("\n") else text + "\n"
-
 
 def check_spec(spec: SandboxSpec) -> None:
     """Refuse what no container can have, before anything is made.
@@ -133,6 +104,7 @@ def check_spec(spec: SandboxSpec) -> None:
         raise InvalidArgument(
             f"{spec.hostname!r} is no host name", hint="use letters, digits, - and ., at most 64"
         )
+    check_names(spec.names, reaches_host=spec.network in ("networks", "host"))
     resources = spec.resources
     if resources.memory is not None and resources.memory < _MEMORY_MIN:
         raise InvalidArgument(f"a memory limit of {resources.memory} bytes is below 512 KiB")
@@ -207,7 +179,12 @@ def process_configuration(process: ProcessSpec, user: User) -> dict[str, Any]:
 
 
 def configuration(
-    spec: SandboxSpec, user: User, root: Path, files: dict[str, Path], machine: Machine
+    spec: SandboxSpec,
+    user: User,
+    root: Path,
+    files: dict[str, Path],
+    machine: Machine,
+    network: str | None,
 ) -> dict[str, Any]:
     """Return the whole OCI configuration.
 
@@ -217,23 +194,26 @@ def configuration(
         root: Where its root is mounted.
         files: Destination to the file to bind there.
         machine: Where it will run.
+        network: Path of its network namespace; None is the host's.
 
     Raises:
         NotFound: a bind source is not there.
         InvalidArgument: a mount is refused.
     """
-    namespaces = ["pid", "ipc", "uts", "mount"]
-    if spec.network == "none":
-        namespaces.append("network")
+    namespaces = [{"type": name} for name in ("pid", "ipc", "uts", "mount")]
+    if network is not None:
+        namespaces.append({"type": "network", "path": network})
     if machine.own_cgroup_namespace:
-        namespaces.append("cgroup")
+        namespaces.append({"type": "cgroup"})
     linux: dict[str, Any] = {
         "cgroupsPath": cgroup_path(spec.id),
-        "namespaces": [{"type": name} for name in namespaces],
+        "namespaces": namespaces,
         "resources": _resources(spec.resources),
         "maskedPaths": list(MASKED_PATHS),
         "readonlyPaths": list(READ_ONLY_PATHS),
     }
+    if spec.network not in ("host", "shared"):
+        linux["sysctl"] = dict(NETWORK_SETTINGS)
     if profile := seccomp_profile(machine.architecture):
         linux["seccomp"] = profile
     return {

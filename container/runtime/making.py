@@ -16,6 +16,7 @@ from container.runtime.bundle import BundleFiles, configuration, process_configu
 from container.runtime.command import missing_command
 from container.runtime.inside import InsideRoot
 from container.runtime.kernel import Machine
+from container.runtime.names_files import NamesFiles
 from container.runtime.oci import ContainerProcess, OciRuntime, ProcessStdio
 from container.runtime.processes import ManagedProcess
 from container.runtime.terminal import console_socket
@@ -30,8 +31,23 @@ Make = Callable[[Path, ProcessStdio, str | None], Awaitable[ContainerProcess]]
 """Have the OCI runtime make a process: bundle, descriptors, name of the terminal's socket."""
 
 
-def write_bundle(files: BundleFiles, machine: Machine, spec: SandboxSpec, root: Path) -> None:
+def write_bundle(
+    files: BundleFiles,
+    names: NamesFiles,
+    machine: Machine,
+    spec: SandboxSpec,
+    root: Path,
+    network: str | None,
+) -> None:
     """Write the bundle of a container whose root is mounted. Blocking.
+
+    Args:
+        files: The bundle's.
+        names: Files of names, which are written too.
+        machine: Where it will run.
+        spec: The container.
+        root: Where its root is mounted.
+        network: Path of its network namespace; None is the host's.
 
     Raises:
         NotFound: a bind source, the user or the command is not there.
@@ -40,7 +56,7 @@ def write_bundle(files: BundleFiles, machine: Machine, spec: SandboxSpec, root: 
     process = spec.process
     with InsideRoot.open(root) as inside:
         user = resolve_user(process.user, inside)
-        whole = configuration(spec, user, root, files.write_etc(spec), machine)
+        whole = configuration(spec, user, root, names.write(spec), machine, network)
         # Where a mount of the user's may bring the folder or the command, we can't look.
         if not spec.mounts and (error := missing_command(process, inside)):
             raise error

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import trio
@@ -29,6 +29,7 @@ from container.ipc import (
     Unavailable,
 )
 from container.ipc.nursery import ended_with_block, together
+from container.runtime.names_files import NamesFiles
 from container.runtime.namespace import NetworkNamespaces
 from container.runtime.records import NetworksRecord, Records
 from container.runtime.sessions import LEAVE_SECONDS, ConnectNetwork, Session
@@ -43,17 +44,27 @@ class Networking:
         namespaces: Makes and finds namespaces.
         connect: Connects to a network's helper.
         records: Where it is written what the container is attached to.
+        files: Of the container, in which that is said too.
     """
 
     def __init__(
-        self, namespaces: NetworkNamespaces, connect: ConnectNetwork, records: Records
+        self,
+        namespaces: NetworkNamespaces,
+        connect: ConnectNetwork,
+        records: Records,
+        files: NamesFiles,
     ) -> None:
         self._namespaces = namespaces
         self._connect = connect
         self._records = records
+        self._files = files
+        self._spec: SandboxSpec | None = None
         self._namespace: Fd | None = None
         self._ready = trio.Event()
         self._sessions: dict[str, Session] = {}
+        """By the network's id."""
+        self._leaving: set[Session] = set()
+        """That could not be left yet."""
         self._record = NetworksRecord()
         self._ending = False
         self._nursery: trio.Nursery | None = None
@@ -66,8 +77,6 @@ class Networking:
             try:
                 yield
             finally:
-                for session in self._sessions.values():
-                    session.release()
                 self._forget()
 
     # --- a run ---
@@ -84,7 +93,7 @@ class Networking:
         Raises:
             ContainerError: as `Network.attach`.
         """
-        self._ending = False
+        self._ending, self._spec = False, spec
         if namespace is not None:
             await trio.to_thread.run_sync(self._namespaces.check, namespace)
             self._namespace = Fd(namespace.take())
@@ -95,6 +104,16 @@ class Networking:
             networks = arranged(spec.networks)
             await together(*[partial(self._open, network) for network in networks])
             await self._write(networks=networks)
+
+    async def say_names(self) -> None:
+        """Say in the container's files of names what it is attached to."""
+        if self._spec is None:
+            return
+        try:
+            await trio.to_thread.run_sync(self._files.update, self._spec, self.attachments())
+        except OSError as error:
+            # No space is left, or the run is over: no reason to leave a network for.
+            _log.warning("hosts and resolv.conf are not up to date: %s", error)
 
     async def path(self) -> str | None:
         """Return where the OCI runtime finds the namespace, once it is made; None is the host's."""
@@ -112,6 +131,7 @@ class Networking:
             pid: Of its first process, which lives.
         """
         self._ready.set()
+        self._spec = spec
         if spec.network == "host":
             return
         self._namespace = await trio.to_thread.run_sync(self._namespaces.of, pid)
@@ -123,6 +143,8 @@ class Networking:
             self._start(session.run)
         for network in self._record.unfinished:
             self._start(partial(self._finish_leaving, self._session(network)))
+        if self._record.networks or self._record.unfinished:
+            await self.say_names()
 
     def attachments(self) -> tuple[Attachment, ...]:
         """Return what the container is attached to now."""
@@ -151,24 +173,33 @@ class Networking:
         self._ending = True
         sessions = tuple(self._sessions.values())
         shared = False
-        if sessions and self._record.shared and self._namespace is not None:
-            shared = await trio.to_thread.run_sync(self._namespaces.has_processes, self._namespace)
-        async with trio.open_nursery() as nursery:
-            for session in sessions:
-                nursery.start_soon(self._end_session, session, shared)
-        self._forget()
+        try:
+            if sessions and self._record.shared and self._namespace is not None:
+                shared = await trio.to_thread.run_sync(
+                    self._namespaces.has_processes, self._namespace
+                )
+            async with trio.open_nursery() as nursery:
+                for session in sessions:
+                    nursery.start_soon(self._end_session, session, shared)
+                for session in self._leaving:
+                    nursery.start_soon(session.abandon)
+        finally:
+            self._forget()
 
     async def _end_session(self, session: Session, shared: bool) -> None:
-        # One that is not held has no helper to ask: its successor sees that the namespace is gone.
-        if shared or session.held is None or not await session.leave():
+        # One that is not held has nobody to tell: who comes there sees that the namespace is gone.
+        if shared or not session.held or not await session.leave():
             await session.abandon()
 
     def _forget(self) -> None:
+        for session in (*self._sessions.values(), *self._leaving):
+            session.release()
+        self._sessions.clear()
+        self._leaving.clear()
         if self._namespace is not None:
             self._namespace.close()
-        self._namespace = None
+        self._namespace = self._spec = None
         self._ready = trio.Event()
-        self._sessions.clear()
         self._record = NetworksRecord()
 
     # --- changes ---
@@ -210,7 +241,7 @@ class Networking:
             return
         with trio.move_on_after(LEAVE_SECONDS):
             await session.wait_held()
-        if session.held is None:
+        if not session.held:
             raise Unavailable(f"network {session.network.name} can't be reached")
         networks = arranged(tuple(n for n in self._record.networks if n.id != network))
         # Shielded: two small files and a bounded wait, not worth being cut in half.
@@ -219,14 +250,14 @@ class Networking:
             await self._write(
                 networks=networks, unfinished=(*self._record.unfinished, session.network)
             )
-            if not await session.leave():
+            if not await self._leave_session(session):
                 raise Unavailable(f"network {session.network.name} can't be left in time")
             await self._write(unfinished=self._unfinished_but(network))
         await self._renew(networks)
 
     async def _drop(self, network: str) -> None:
         session = self._sessions.pop(network, None)
-        if session is not None and not await session.leave():
+        if session is not None and not await self._leave_session(session):
             return  # it goes on, and is written down as unfinished
         await self._write(
             networks=arranged(tuple(n for n in self._record.networks if n.id != network)),
@@ -236,9 +267,18 @@ class Networking:
     async def _finish_leaving(self, session: Session) -> None:
         """Leave what a helper before this one has joined or left half."""
         session.leave_when_held()
+        self._leaving.add(session)
         await session.run()
+        self._leaving.discard(session)
         if not self._ending:
-            await self._write(unfinished=self._unfinished_but(session.network.id))
+            with suppress(Unavailable):  # then the next helper finds nothing to leave
+                await self._write(unfinished=self._unfinished_but(session.network.id))
+
+    async def _leave_session(self, session: Session) -> bool:
+        self._leaving.add(session)
+        if left := await session.leave():
+            self._leaving.discard(session)
+        return left
 
     async def _renew(self, networks: tuple[SandboxNetwork, ...]) -> None:
         """Say to helpers what has changed for their attachments: neighbours, the way out."""
@@ -258,7 +298,11 @@ class Networking:
             await last.leave()  # of no effect: the new one has taken the attachment up
 
         await together(*[partial(renew, network) for network in networks])
+        await self._regranted()
+
+    async def _regranted(self) -> None:
         await self._write()
+        await self.say_names()
 
     # --- the parts ---
 
@@ -268,7 +312,7 @@ class Networking:
         return self._namespace
 
     def _session(self, network: SandboxNetwork) -> Session:
-        return Session(network, self._own_namespace(), self._connect)
+        return Session(network, self._own_namespace(), self._connect, self._regranted)
 
     async def _open(self, network: SandboxNetwork) -> None:
         session = self._sessions[network.id] = self._session(network)
@@ -293,7 +337,10 @@ class Networking:
 
     async def _write(self, **changes: object) -> None:
         self._record = evolve(self._record, attachments=self.attachments(), **changes)
-        await trio.to_thread.run_sync(self._records.write_networks, self._record)
+        try:
+            await trio.to_thread.run_sync(self._records.write_networks, self._record)
+        except OSError as error:
+            raise Unavailable(f"networks can't be written down: {error.strerror}") from error
 
 
 def check_networks(networks: tuple[SandboxNetwork, ...]) -> None:

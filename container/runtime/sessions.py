@@ -16,7 +16,7 @@ rules are the kernel's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 import trio
@@ -46,16 +46,26 @@ class Session:
         network: What to be attached to, and how.
         namespace: The container's network namespace; borrowed while it runs.
         connect: Connects to the network's helper.
+        regranted: Awaited when another attachment is granted than before.
     """
 
-    def __init__(self, network: SandboxNetwork, namespace: Fd, connect: ConnectNetwork) -> None:
+    def __init__(
+        self,
+        network: SandboxNetwork,
+        namespace: Fd,
+        connect: ConnectNetwork,
+        regranted: Callable[[], Awaitable[None]],
+    ) -> None:
         self.network = network
         self.attachment: Attachment | None = None
         """The last that was granted: while it is opened again, the kernel goes on with that."""
-        self.held: Network | None = None
-        """The helper that grants it now."""
+        self.held = False
+        """Whether a helper knows that we hold it."""
+        self._helper: Network | None = None
+        """Who is asked."""
         self._namespace = namespace
         self._connect = connect
+        self._regranted = regranted
         self._changed = trio.Event()
         self._left = trio.Event()
         self._scope = trio.CancelScope()
@@ -87,30 +97,31 @@ class Session:
                 await self._hold_once()
                 return
             except PeerGone as error:
-                lost, self.held = self.held is not None, None
-                if lost or last:
+                if self.held or last:
                     # Not as it is: to our own caller it would be we who are gone.
                     raise Unavailable(
                         f"network {self.network.name} can't be reached: {error}",
                         hint="`container system status` shows what runs",
                     ) from error
             finally:
-                self.held = None
+                self.held, self._helper = False, None
 
     async def _hold_once(self) -> None:
         opening = trio.CancelScope(deadline=trio.current_time() + ATTACH_SECONDS)
         try:
             with opening:
-                async with (
-                    self._connect(self.network.socket) as helper,
-                    helper.attach(self.network.request, Fd.borrow(self._namespace)) as attachment,
-                ):
-                    # Now it is the run's, and no more its caller's: it is ended by being left.
-                    opening.deadline, self._scope.shield = math.inf, True
-                    self.attachment, self.held = attachment, helper
-                    self._supervised.started(attachment)
-                    self._tell()
-                    await self._left.wait()
+                async with self._connect(self.network.socket) as helper:
+                    self._helper, request = helper, self.network.request
+                    async with helper.attach(request, Fd.borrow(self._namespace)) as attachment:
+                        # Now it is the run's, no more its caller's: it is ended by being left.
+                        opening.deadline, self._scope.shield = math.inf, True
+                        last, self.attachment = self.attachment, attachment
+                        self.held = True
+                        self._supervised.started(attachment)
+                        self._tell()
+                        if last not in (None, attachment):
+                            await self._regranted()
+                        await self._left.wait()
         except BaseExceptionGroup as group:
             raise single(group) from group
         if opening.cancelled_caught:
@@ -125,7 +136,7 @@ class Session:
     async def wait_held(self) -> None:
         """Return when it is held; opens it now if it waits to do so."""
         self._supervised.resume()
-        while self.held is None:
+        while not self.held:
             await self._changed.wait()
 
     def leave_when_held(self) -> None:
@@ -147,8 +158,8 @@ class Session:
 
     async def abandon(self) -> None:
         """End it as a crash would: the attachment stays as long as the namespace does."""
-        if self.held is not None:
-            connection_of(self.held).abort()
+        if self._helper is not None:
+            connection_of(self._helper).abort()
         await self._supervised.stop()
 
     def release(self) -> None:

@@ -25,11 +25,13 @@ from typing import Any, cast
 import trio
 from attrs import define, field, frozen
 
+from container.contracts.network import Network
 from container.contracts.runtime import SandboxStatistics
 from container.ipc import Actor, Fd, Unavailable, Unsupported
 from container.runtime.cgroup import ControlGroup
 from container.runtime.kernel import Machine
 from container.runtime.machinery import Machinery
+from container.runtime.namespace import NetworkNamespaces
 from container.runtime.oci import (
     AskForOrphan,
     ContainerProcess,
@@ -39,6 +41,7 @@ from container.runtime.oci import (
     command_not_found,
 )
 from container.runtime.rootfs import RootFilesystem
+from container.runtime.sessions import ConnectNetwork
 
 FIRST_PID = 5_000_000
 """Above all that a kernel gives: no process of the machine is meant."""
@@ -490,6 +493,26 @@ class RecordedCgroup(ControlGroup):
         return True
 
 
+class RecordedNamespaces(NetworkNamespaces):
+    """Network namespaces that are none: each is a descriptor of `/dev/null`."""
+
+    def __init__(self) -> None:
+        self.in_use = False
+        """What `has_processes` says."""
+
+    def make(self) -> Fd:
+        return Fd(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def of(self, pid: int) -> Fd:
+        return self.make()
+
+    def check(self, namespace: Fd) -> None:
+        pass
+
+    def has_processes(self, namespace: Fd) -> bool:
+        return self.in_use
+
+
 async def _nobody_listens(pid: int, port: int) -> Fd:
     await trio.lowlevel.checkpoint()
     raise Unavailable(f"nobody listens on port {port} in the container")
@@ -501,6 +524,8 @@ def recorded_machinery(
     *,
     root: RootFilesystem | None = None,
     cgroup: ControlGroup | None = None,
+    namespaces: NetworkNamespaces | None = None,
+    connect_network: ConnectNetwork = Network.connect,
 ) -> Machinery:
     """Return what a `SandboxService` works with, all of it played.
 
@@ -509,6 +534,8 @@ def recorded_machinery(
         runtime: Open already; may be shared by several containers.
         root: None takes a plain folder.
         cgroup: None takes one in memory.
+        namespaces: None takes such as are none.
+        connect_network: From the path of a network helper's socket to its network.
     """
 
     def choose(name: str | None) -> OciRuntime:
@@ -521,5 +548,7 @@ def recorded_machinery(
         root=root or FolderRoot(folder / "bundle"),
         cgroup=cgroup or RecordedCgroup(),
         machine=Machine(architecture="x86_64", own_cgroup_namespace=True),
+        namespaces=namespaces or RecordedNamespaces(),
         connect=_nobody_listens,
+        connect_network=connect_network,
     )

@@ -28,6 +28,7 @@ from container.runtime.bundle import (
 )
 from container.runtime.kernel import Machine
 from container.runtime.mounts import all_mounts, default_mounts
+from container.runtime.names_files import NamesFiles
 from container.runtime.seccomp import seccomp_profile
 from container.runtime.signals import parse_signal
 from container.runtime.user import User
@@ -43,9 +44,11 @@ SPEC = SandboxSpec(
 )
 
 
-def configured(spec: SandboxSpec, tmp_path: Path, user: User = ROOT) -> dict[str, Any]:
-    files = BundleFiles(tmp_path)
-    return configuration(spec, user, tmp_path / "rootfs", files.write_etc(spec), MACHINE)
+def configured(
+    spec: SandboxSpec, tmp_path: Path, user: User = ROOT, network: str | None = "/namespace"
+) -> dict[str, Any]:
+    files = NamesFiles(tmp_path).write(spec)
+    return configuration(spec, user, tmp_path / "rootfs", files, MACHINE, network)
 
 
 def mount(whole: dict[str, Any], destination: str) -> dict[str, Any]:
@@ -77,9 +80,22 @@ def test_a_user_who_is_not_root_has_no_capability_of_its_own(tmp_path: Path) -> 
     assert "HOME=/home/ada" in process["env"]
 
 
-def test_the_host_network_has_no_namespace_and_the_hosts_resolver(tmp_path: Path) -> None:
-    whole = configured(evolve(SPEC, network="host"), tmp_path)
+def test_the_host_network_has_no_namespace_and_none_of_our_settings(tmp_path: Path) -> None:
+    whole = configured(evolve(SPEC, network="host"), tmp_path, network=None)
     assert "network" not in {entry["type"] for entry in whole["linux"]["namespaces"]}
+    assert "sysctl" not in whole["linux"]
+
+
+def test_a_network_namespace_is_named_by_its_path_and_lets_anybody_ping_and_listen(
+    tmp_path: Path,
+) -> None:
+    linux = configured(SPEC, tmp_path)["linux"]
+    assert {"type": "network", "path": "/namespace"} in linux["namespaces"]
+    assert linux["sysctl"] == {
+        "net.ipv4.ping_group_range": "0 2147483647",
+        "net.ipv4.ip_unprivileged_port_start": "0",
+    }
+    assert "sysctl" not in configured(evolve(SPEC, network="shared"), tmp_path)["linux"]
 
 
 def test_limits_become_resources(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ async def test_what_was_being_made_is_nobodys_and_its_name_is_free(place: Place)
 async def test_only_the_last_ends_of_further_processes_are_written_down(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("container.runtime.service.ENDED_MAX", 2)
+    monkeypatch.setattr("container.runtime.run.ENDED_MAX", 2)
     async with place.helper() as service:
         await service.bootstrap(place.spec("sleep", "100"), Stdio())
         await service.start("init")
