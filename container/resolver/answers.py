@@ -17,7 +17,7 @@ class Client:
 
     search: tuple[str, ...] = ()
     """Search domains, lower case, without dots at the ends: `web.example.com` is `web` for who
-    searches `example.com`."""
+    searches `example.com`. None: the host's."""
     nameservers: tuple[str, ...] = ()
     """Asked instead of the host's for names that are not ours."""
     forwards: bool = True

@@ -1,4 +1,4 @@
-"""The host's DNS servers, as /etc/resolv.conf names them now."""
+"""The host's DNS servers and search domains, as /etc/resolv.conf has them now."""
 
 from __future__ import annotations
 
@@ -6,8 +6,38 @@ import ipaddress
 import os
 from pathlib import Path
 
+from attrs import frozen
+
 _MOST_SERVERS = 3
 _MOST_BYTES = 64 * 1024
+
+
+@frozen
+class Host:
+    """What the file says."""
+
+    nameservers: tuple[str, ...] = ()
+    """In their order; a file without any has none: the C library would ask 127.0.0.1, where mostly
+    nobody is."""
+    search: tuple[str, ...] = ()
+    """Lower case, without dots at their ends."""
+
+    @classmethod
+    def read(cls, text: str) -> Host:
+        """Return what a file's text says; what is no address is passed over.
+
+        Source: resolv.conf(5): three servers count, and of search lines the last.
+        """
+        nameservers: list[str] = []
+        search: tuple[str, ...] = ()
+        for line in text.splitlines():
+            words = line.split()
+            if words[:1] == ["nameserver"] and len(words) > 1:
+                if _is_address(words[1]) and words[1] not in nameservers:
+                    nameservers.append(words[1])
+            elif words[:1] in (["search"], ["domain"]):
+                search = tuple(filter(None, (word.strip(".").lower() for word in words[1:])))
+        return cls(tuple(nameservers[:_MOST_SERVERS]), search)
 
 
 class ResolvConf:
@@ -15,45 +45,32 @@ class ResolvConf:
 
     Args:
         path: The file, or a link to it.
-
-    Source: resolv.conf(5), for `nameserver`, and that at most three count.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, int, int, int] | None = None
-        self._nameservers: tuple[str, ...] = ()
+        self._host = Host()
 
-    def nameservers(self) -> tuple[str, ...]:
-        """Return the servers in their order; none if there is no file that can be read.
-
-        A file without servers has none: the C library would ask 127.0.0.1, where mostly nobody is.
-        """
+    def host(self) -> Host:
+        """Return what the file says; nothing if there is none that can be read."""
         try:
             found = os.stat(self._path)
             seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
             if seen != self._seen:
                 with self._path.open("rb") as file:
                     text = file.read(_MOST_BYTES)
-                self._nameservers = nameservers_of(text.decode(errors="replace"))
+                self._host = Host.read(text.decode(errors="replace"))
                 self._seen = seen
         except OSError:
             # Being replaced, perhaps: the next query looks again.
-            self._seen, self._nameservers = None, ()
-        return self._nameservers
+            self._seen, self._host = None, Host()
+        return self._host
 
 
-def nameservers_of(text: str) -> tuple[str, ...]:
-    """Return the addresses in a file's text; what is no address is passed over."""
-    found: list[str] = []
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) < 2 or words[0] != "nameserver":
-            continue
-        try:
-            ipaddress.ip_address(words[1])
-        except ValueError:
-            continue
-        if words[1] not in found:
-            found.append(words[1])
-    return tuple(found[:_MOST_SERVERS])
+def _is_address(word: str) -> bool:
+    try:
+        ipaddress.ip_address(word)
+    except ValueError:
+        return False
+    return True

@@ -136,7 +136,7 @@ class Responder:
             if names is not None:
                 return self._pointers(query, names, most)
         else:
-            for name in _candidates(query.name, client):
+            for name in self._candidates(query.name, client):
                 if name == "localhost" or name.endswith(".localhost"):
                     return self._records(query, _LOOPBACK, most)
                 addresses = self._answers.addresses(source, name)
@@ -170,7 +170,7 @@ class Responder:
             if (address := question.reversed_address(query)) is not None:
                 names = await self._answers.names_elsewhere(source, address)
                 return None if names is None else self._pointers(query, names, most)
-            for name in _candidates(query.name, client):
+            for name in self._candidates(query.name, client):
                 addresses = await self._answers.addresses_elsewhere(source, name)
                 if addresses is not None:
                     return self._records(query, addresses, most)
@@ -180,6 +180,16 @@ class Responder:
             if self._without_asking(query, client) is not None:
                 raise
         return None
+
+    def _candidates(self, name: str | None, client: Client) -> Iterator[str]:
+        """Give a name as it was asked for, then without each search domain that it ends in."""
+        if name is None:
+            return
+        yield name
+        for domain in client.search or self._upstreams.search():
+            bare = name.removesuffix("." + domain)
+            if bare and bare != name:
+                yield bare
 
     def _records(self, query: Query, addresses: Sequence[str], most: int) -> bytes:
         data = [question.packed(address) for address in addresses]
@@ -221,14 +231,3 @@ class Responder:
         if now - self._logged >= _LOGGED_EVERY:
             self._logged = now
             _log.exception("could not answer a query")
-
-
-def _candidates(name: str | None, client: Client) -> Iterator[str]:
-    """Give a name as it was asked for, then without each search domain that it ends in."""
-    if name is None:
-        return
-    yield name
-    for domain in client.search:
-        bare = name.removesuffix("." + domain)
-        if bare != name and bare:
-            yield bare

@@ -74,24 +74,20 @@ class DnsServer:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve until cancelled, then close the sockets. No packet ends it."""
+        """Serve until cancelled; the sockets stay the caller's to close. No packet ends it."""
         limits = self._limits
-        try:
-            async with trio.open_nursery() as nursery:
-                self._turns = Turns(
-                    nursery,
-                    most=limits.forwarded,
-                    most_each=limits.forwarded_per_client,
-                    most_waiting=limits.waiting_per_client,
-                )
-                for listener in listeners:
-                    for sock in listener.udp:
-                        nursery.start_soon(self._serve_udp, sock, self._turns)
-                    nursery.start_soon(self._serve_tcp, listener.tcp, nursery)
-                task_status.started()
-        finally:
+        async with trio.open_nursery() as nursery:
+            self._turns = Turns(
+                nursery,
+                most=limits.forwarded,
+                most_each=limits.forwarded_per_client,
+                most_waiting=limits.waiting_per_client,
+            )
             for listener in listeners:
-                listener.close()
+                for sock in listener.udp:
+                    nursery.start_soon(self._serve_udp, sock, self._turns)
+                nursery.start_soon(self._serve_tcp, listener.tcp, nursery)
+            task_status.started()
 
     def statistics(self) -> Statistics:
         """Return what it has done and does."""

@@ -89,6 +89,10 @@ class Upstreams:
         """Questions that are under way."""
         return len(self._asked)
 
+    def search(self) -> tuple[str, ...]:
+        """Return the host's search domains, which are those of who has none of his own."""
+        return self._resolv_conf.host().search
+
     async def ask(self, query: Query, nameservers: Sequence[str] = ()) -> dns.message.Message:
         """Return the answer of the first server that has one, in at most 4.5 seconds.
 
@@ -102,7 +106,7 @@ class Upstreams:
             NoAnswer: there is no server, or none answers.
         """
         servers = tuple(
-            s for s in nameservers or self._resolv_conf.nameservers() if s not in self._own
+            s for s in nameservers or self._resolv_conf.host().nameservers if s not in self._own
         )
         if not servers:
             await trio.lowlevel.checkpoint()
