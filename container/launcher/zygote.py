@@ -34,6 +34,7 @@ PACKAGES = (
     "container.apiserver",
     "container.runtime",
     "container.images",
+    "container.network",
     "container.cli",
 )
 LATE = ("rich.console", "rich.table", "rich.text", "rich.progress", "subprocess", "tempfile")
