@@ -87,32 +87,38 @@ class Firewall:
     async def forward(self, key: str, forwarded: Sequence[Forwarded]) -> None:
         """Let exactly these ports lead to an attachment; none of them takes its rules away.
 
-        One transaction; no program is run when nothing changes. Raises as `setup` does.
+        One transaction; no program is run when nothing changes. Raises as `setup` does, and then
+        nothing was changed, but that what was to go is not written again.
         """
         await trio.lowlevel.checkpoint()
         async with self._lock:
             ports = {**self._forwarded, key: tuple(forwarded)}
             if not forwarded:
                 del ports[key]
-            if not self._wanted:
-                self._forwarded = ports
+            try:
+                await self._change(ports)
+            except ContainerError:
+                if not forwarded:
+                    self._forwarded, self._written = ports, None
+                raise
+
+    async def _change(self, ports: dict[str, tuple[Forwarded, ...]]) -> None:
+        wanted, written = elements_of(ports), self._written
+        if self._wanted and written != wanted:
+            if written is None:
+                await self._rewrite(self._ruleset, ports)
                 return
-            wanted, written = elements_of(ports), self._written
-            if wanted == written:
-                self._forwarded = ports
+            commands = self._ruleset.deleting(written - wanted)
+            commands += self._ruleset.adding(wanted - written)
+            try:
+                await self._apply(commands)
+            except Unavailable as error:
+                # Another may have taken the table away, or changed it.
+                log.warning("%s; writing all rules of the network again", error)
+                await self._rewrite(self._ruleset, ports)
                 return
-            if written is not None:
-                commands = self._ruleset.deleting(written - wanted)
-                commands += self._ruleset.adding(wanted - written)
-                try:
-                    await self._apply(commands)
-                except Unavailable as error:
-                    # Another may have taken the table away, or changed it.
-                    log.warning("%s; writing all rules of the network again", error)
-                else:
-                    self._forwarded, self._written = ports, wanted
-                    return
-            await self._rewrite(self._ruleset, ports)
+            self._written = wanted
+        self._forwarded = ports
 
     async def remove(self) -> None:
         """Take the table away; nothing happens if there is none. Raises as `setup` does."""

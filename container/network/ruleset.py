@@ -120,8 +120,8 @@ class Ruleset:
         base = {"policy": "accept", **hook} if hook else {}
         chain: Json = {**self._here(), "name": name, **base}
         commands: list[Json] = [{"add": {"chain": chain}}]
-        for rule in rules:
-            commands.append({"add": {"rule": {**self._here(), "chain": name, "expr": [*rule]}}})
+        here: Json = {**self._here(), "chain": name}
+        commands.extend({"add": {"rule": {**here, "expr": [*rule]}}} for rule in rules)
         return commands
 
     def _maps(self) -> list[Json]:
