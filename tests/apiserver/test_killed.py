@@ -18,7 +18,13 @@ import trio
 from attrs import define
 
 from container.apiserver.adoption import SEEN
-from container.contracts.apiserver import ContainerStatus, RestartCondition, RestartPolicy
+from container.contracts.apiserver import (
+    ContainerStatus,
+    EventFilter,
+    EventKind,
+    RestartCondition,
+    RestartPolicy,
+)
 from container.contracts.launcher import ServiceUnit
 from container.contracts.runtime import SandboxPhase, SandboxState, Stdio, StopOptions
 from container.testing.clock import hold_autojump_clock
@@ -269,6 +275,34 @@ async def test_what_a_user_stopped_comes_back_with_the_system_if_its_policy_is_a
         assert not running["always"].stopped_by_user
 
 
+@pytest.mark.parametrize("restart", [RestartPolicy(), ALWAYS], ids=["no policy", "a policy"])
+@pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
+async def test_a_stop_that_was_cut_off_is_finished_by_the_container_s_own_rules(
+    autojump_clock: Any, world: Any, restart: RestartPolicy, paused: bool
+) -> None:
+    world.faults.waits["sandbox.stop"] = trio.Event()
+    async with world.server() as first, trio.open_nursery() as nursery:
+        made = await world.started(first, restart=restart, stop_timeout=77.0)
+        if paused:
+            await first.pause(made.id)
+        nursery.start_soon(first.stop, made.id, StopOptions(timeout=5.0))
+        await trio.sleep(1)
+        assert world.faults.calls[-1] == "sandbox.stop"
+        nursery.cancel_scope.cancel()
+    world.faults.waits.clear()
+    async with world.server() as second:
+        await trio.sleep(5)
+        async with second.events(EventFilter(after=0)) as events:
+            with trio.fail_after(5):
+                told = [(await events.receive()).kind for _ in range(2)]
+        assert told == [EventKind.DIE, EventKind.STOP]
+        seen = await second.get(made.id)
+        assert (seen.status, seen.stopped_by_user) == (ContainerStatus.STOPPED, True)
+        assert seen.exit is not None
+        assert seen.exit.code == 143
+        assert world.sandboxes[made.id].stopped == StopOptions(timeout=77.0)
+
+
 async def test_a_frozen_helper_delays_the_adoption_of_no_other(
     autojump_clock: Any, world: Any
 ) -> None:
@@ -338,13 +372,13 @@ async def test_restarts_of_many_containers_at_a_start_of_the_system_take_turns(
     (world.paths.run / SEEN).unlink()
     at_once = most = 0
 
-    async def bootstrap(sandbox: Any, spec: Any, stdio: Any) -> None:
+    async def bootstrap(sandbox: Any, spec: Any, stdio: Any, namespace: Any = None) -> None:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
         await trio.sleep(0.5)
         at_once -= 1
-        await real(sandbox, spec, stdio)
+        await real(sandbox, spec, stdio, namespace)
 
     async with world.server() as second:
         sandbox_type = type(next(iter(world.sandboxes.values())))
