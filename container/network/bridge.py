@@ -118,20 +118,23 @@ class Bridge:
                     f"interface {self.name} is there already and is not ours",
                     hint=f"remove it (ip link delete {self.name}), or make another network",
                 )
+            self._say_how()
             body = nl.link_body(found.index, flags=nl.IFF_UP)
             kernel.change(nl.RTM_SETLINK, body + nl.text(nl.IFLA_IFALIAS, self.alias))
-            self._refuse_advice()
             for gateway in self.gateways:
                 kernel.add_address(found.index, gateway)
             for link in kernel.links():
                 if link.master != found.index and _attachment(link, self._network.id):
                     body = nl.link_body(link.index, flags=nl.IFF_UP)
                     kernel.change(nl.RTM_SETLINK, body + nl.number(nl.IFLA_MASTER, found.index))
+                    _reflect(kernel, link.index)
             return found
 
-    def _refuse_advice(self) -> None:
-        # A container could make itself the host's router by one packet.
-        for name in ("accept_ra", "accept_redirects"):
+    def _say_how(self) -> None:
+        # A container could make itself the host's router by one packet. And a link-local address
+        # that is still looked for elsewhere asks for no neighbours: for a second no IPv6 packet
+        # from outside would reach a container.
+        for name in ("accept_ra", "accept_redirects", "accept_dad"):
             with contextlib.suppress(OSError):
                 Path(f"/proc/sys/net/ipv6/conf/{self.name}/{name}").write_text("0\n")
 
@@ -260,6 +263,7 @@ class Bridge:
             )
             body += nl.nested(nl.IFLA_AF_SPEC, nl.nested(socket.AF_INET6, mode))
         kernel.change(nl.RTM_SETLINK, body)
+        _reflect(kernel, host.index)
         kernel.change(nl.RTM_SETLINK, nl.link_body(host.index, flags=nl.IFF_UP))
         inner.change(nl.RTM_SETLINK, nl.link_body(inside.index, flags=nl.IFF_UP))
         for address in plug.addresses:
@@ -293,6 +297,18 @@ class Bridge:
             raise AlreadyExists(
                 f"interface {link.name} is there already and is not ours: {link.alias or link.kind}"
             )
+
+
+def _reflect(kernel: Netlink, port: int) -> None:
+    """Let a port of a bridge send back where a packet came from (hairpin mode).
+
+    A container reaches its own published port so where br_netfilter is at work, which leads the
+    packet on inside of the bridge.
+    """
+    mode = nl.nested(nl.IFLA_INFO_SLAVE_DATA, nl.attribute(nl.IFLA_BRPORT_MODE, b"\1"))
+    body = nl.link_body(port)
+    body += nl.nested(nl.IFLA_LINKINFO, nl.text(nl.IFLA_INFO_SLAVE_KIND, "bridge"), mode)
+    kernel.change(nl.RTM_NEWLINK, body)
 
 
 def bridge_name(network: str) -> str:
