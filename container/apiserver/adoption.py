@@ -34,7 +34,7 @@ from container.apiserver import restarts
 from container.apiserver.records import Record, Run
 from container.apiserver.running import ContainerRuns
 from container.apiserver.runs import first_process, seen
-from container.apiserver.table import SWEEPING
+from container.apiserver.table import RUNS, SWEEPING
 from container.contracts.apiserver import ContainerStatus, EventKind
 from container.contracts.launcher import SystemStatus
 from container.contracts.runtime import (
@@ -62,6 +62,10 @@ class ContainerAdoption(ContainerRuns):
         self._start_known = trio.Event()
         self._system_started = False
         self._status: SystemStatus | None = None
+        running = [it.container for it in self._records.values() if it.saved.status in RUNS]
+        for container in running:
+            self.volumes.take_up(container)
+        self._in_background(self.volumes.unmount_unused, {it.id for it in running})
         self._in_background(self._adopt_all, tuple(self._records.values()))
         for container_id in self._unfinished:
             self._in_background(self._sweep, container_id)
@@ -252,9 +256,14 @@ class ContainerAdoption(ContainerRuns):
 
         async def finish() -> None:
             async with self.exclusive(container_id):
+                container, volumes = await self._in_thread(self._store.load_removed, container_id)
+                if container is not None:
+                    self.volumes.take_up(container)
                 await self._sandboxes.rejoin(container_id)
                 await self._sandboxes.shut_down(container_id, thorough=True)
                 await self._images(lambda images: images.release(container_id))
+                if container is not None and volumes:
+                    await self.volumes.let_go(container_id, container.mounts)
                 await self._in_thread(self._store.remove, container_id)
                 self._unfinished.discard(container_id)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -29,9 +29,11 @@ from container.apiserver.configuration import (
 )
 from container.apiserver.links import together
 from container.apiserver.names import new_id, new_name
+from container.apiserver.network_options import PORT_MAX
 from container.apiserver.records import Record, Run
 from container.apiserver.running import FRESH
 from container.apiserver.signals import signal_name
+from container.apiserver.volumes_mounts import plan_mounts, split_lender
 from container.contracts.apiserver import (
     EVERYTHING,
     Container,
@@ -50,6 +52,7 @@ from container.contracts.runtime import (
     INIT,
     ExitStatus,
     LogFiles,
+    Mount,
     MountKind,
     ProcessSpec,
     Sandbox,
@@ -61,6 +64,7 @@ from container.ipc import (
     AlreadyExists,
     ContainerError,
     Endpoint,
+    Fd,
     InvalidArgument,
     InvalidState,
     NotFound,
@@ -90,6 +94,7 @@ class ContainersService(ContainerAdoption, Containers):
                 hint="choose another name, or remove that container",
             )
         self._names[name] = container_id
+        made: tuple[str, ...] = ()
         try:
             image = await self._image(options)
             options = await self._choose_networks(container_id, options)
@@ -98,18 +103,22 @@ class ContainersService(ContainerAdoption, Containers):
             )
             for problem in image.config.health.problems if image.config.health else ():
                 _log.warning("container %s, image %s: %s", container_id, options.image, problem)
+            container = evolve(container, mounts=self._all_mounts(container, options, image))
             await self._check_sources(container)
             self._warm_up(container_id)
+            self.volumes.claim(container)
             await self._in_thread(self._store.create, container)
+            made = await self.volumes.provide(container)
             layers = await self._prepare(container)
         except BaseException:
             try:
                 with self._finishing(container_id):
-                    await self._quietly(self._undo_create(container_id))
+                    await self._quietly(self._undo_create(container_id, made))
             finally:
                 # Whatever went wrong with that too: the name is free, and not taken for ever.
                 del self._names[name]
                 self._networks.release(container_id)
+                self.volumes.drop(container_id)
             raise
         record = Record(container, layers)
         record.settled.set()
@@ -119,10 +128,24 @@ class ContainersService(ContainerAdoption, Containers):
             self._in_background(self._expire, record, container.created_at)
         return container
 
-    async def _undo_create(self, container_id: str) -> None:
+    def _all_mounts(
+        self, container: Container, options: ContainerOptions, image: Image
+    ) -> tuple[Mount, ...]:
+        """Return a container's mounts with those of others and the volumes of its image."""
+        lenders = [split_lender(text) for text in options.volumes_from]
+        return plan_mounts(
+            container.mounts,
+            [(self._find(name).container.mounts, read_only) for name, read_only in lenders],
+            image.config.volumes,
+        )
+
+    async def _undo_create(self, container_id: str, made: Sequence[str]) -> None:
         await self._cool_down(container_id)
         # The mark first: where the images helper can't be reached, the next start releases.
-        await self._in_thread(partial(self._store.mark_removing, durable=False), container_id)
+        await self._in_thread(
+            partial(self._store.mark_removing, durable=False, volumes=True), container_id
+        )
+        await self.volumes.take_back(container_id, made)
         await self._images(lambda images: images.release(container_id))
         await self._in_thread(partial(self._store.remove, durable=False), container_id)
 
@@ -357,7 +380,7 @@ class ContainersService(ContainerAdoption, Containers):
             if not force:
                 await self._check_ended(record)
             with self._finishing(record.id):
-                await self._remove(record)
+                await self._remove(record, volumes=volumes)
 
     async def _check_ended(self, record: Record) -> None:
         name, status = record.container.name, record.container.status
@@ -473,6 +496,14 @@ class ContainersService(ContainerAdoption, Containers):
         record = await self._settled(container)
         self._check_live(record)
         return await self._call(record, lambda sandbox: sandbox.statistics())
+
+    async def dial(self, container: str, port: int) -> Fd:
+        """Connect to a port inside a running container; see the contract."""
+        if not 1 <= port <= PORT_MAX:
+            raise InvalidArgument(f"{port} is no port: 1 to {PORT_MAX}")
+        record = await self._settled(container)
+        self._check_live(record)
+        return await self._call(record, lambda sandbox: sandbox.dial(port))
 
     @asynccontextmanager
     async def events(

@@ -8,7 +8,7 @@ from container.process import Context, run_process
 
 
 async def serve(context: Context) -> None:
-    """Serve `Containers`, `Networks`, `Plugins` and `Health` until stopped."""
+    """Serve `Containers`, `Volumes`, `Networks`, `Plugins` and `Health` until stopped."""
     from container.apiserver.containers import ContainersService
     from container.apiserver.health import HealthService
     from container.apiserver.links import Link
@@ -47,7 +47,7 @@ async def serve(context: Context) -> None:
         networks = NetworksService(table, containers)
         health = HealthService(paths, census=containers.census, started=utc_now())
         at = context.listener or paths.apiserver_socket
-        async with open_service(containers, networks, plugins, health, at=at):
+        async with open_service(containers, containers.volumes, networks, plugins, health, at=at):
             await context.ready()
             await trio.sleep_forever()
 

@@ -108,13 +108,15 @@ class ContainerRuns(ContainerNetworks):
 
         try:
             with trio.CancelScope() as record.bootstrapping:
-                layers, *_ = await together(
+                first = before.started_at is None
+                layers, mounts, *_ = await together(
                     lambda: self._layers(record),
+                    lambda: self.volumes.hold(before, first=first),
                     lambda: self._sandboxes.open(container_id),
                     lambda: self._register_networks(before),
                 )
                 record.made = True
-                spec = await self._sandbox_spec(before, layers)
+                spec = await self._sandbox_spec(evolve(before, mounts=mounts), layers)
                 async with self._shared_namespace(before) as namespace:
                     await self._bootstrap_sandbox(container_id, spec, stdio, namespace)
                 if not intended:
@@ -145,6 +147,8 @@ class ContainerRuns(ContainerNetworks):
         except InvalidState:
             # An earlier API server's helper, which still holds a run that is over.
             await self._sandboxes.shut_down(container_id, thorough=True)
+            container = self._records[container_id].container
+            spec = evolve(spec, mounts=await self.volumes.hold(container, first=False))
             await self._sandboxes.open(container_id)
             await self._sandboxes.call(container_id, bootstrap)
 

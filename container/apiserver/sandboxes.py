@@ -100,6 +100,7 @@ class Sandboxes(Actor):
         plugin: Chooses the plugin that a new helper is started from.
         socket: From a container's id to the path of its helper's socket.
         timeouts: Bounds.
+        ended: Called once nothing is left of a run.
     """
 
     def __init__(
@@ -109,7 +110,9 @@ class Sandboxes(Actor):
         plugin: ChoosePlugin,
         socket: Callable[[str], str],
         timeouts: Timeouts,
+        ended: Callable[[str], Awaitable[None]],
     ) -> None:
+        self._ended = ended
         self._launcher = launcher
         self._open_gate = open_gate
         self._plugin = plugin
@@ -314,6 +317,7 @@ class Sandboxes(Actor):
                     f"the runtime helper of container {container_id} does not end it",
                     hint="its log is in the logs folder",
                 ) from error
+        await self._ended(container_id)
 
     async def discard(self, container_id: str) -> None:
         """Close the connection and remove the helper's unit; the launcher ends what is left of

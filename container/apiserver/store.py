@@ -29,6 +29,7 @@ from container.contracts.stored import (
     DOCUMENT,
     LAYERS,
     REMOVING,
+    REMOVING_VOLUMES,
     STARTED,
     container_documents,
     read_container,
@@ -152,20 +153,35 @@ class ContainerStore:
         else:
             self.update(container)
 
-    def mark_removing(self, container_id: str, *, durable: bool = True) -> None:
+    def mark_removing(
+        self, container_id: str, *, durable: bool = True, volumes: bool = False
+    ) -> None:
         """Write down that the container is being removed; whoever crashes now, start-up goes on.
 
         Args:
+            volumes: Its anonymous volumes go with it.
             durable: Sync it, so that a power loss does not bring back a container whose image was
                 released already. Not needed for one that removes itself.
         """
         folder = self._folder / container_id
         try:
+            if volumes:
+                (folder / REMOVING_VOLUMES).touch(mode=0o600)
             (folder / REMOVING).touch(mode=0o600)
             if durable:
                 sync_folder(folder)
         except FileNotFoundError:
             pass  # there is no folder any more: the removal is nearly done
+
+    def load_removed(self, container_id: str) -> tuple[Container | None, bool]:
+        """Return a container whose removal was begun, if its document can be read, and whether its
+        anonymous volumes go with it."""
+        folder = self._folder / container_id
+        try:
+            container = read_container(folder)
+        except DataLoss:
+            return None, False
+        return container, container.auto_remove or os.path.lexists(folder / REMOVING_VOLUMES)
 
     def remove(self, container_id: str, *, durable: bool = True) -> None:
         """Remove the folder with all that is in it. A missing one is no error.

@@ -29,6 +29,7 @@ from container.apiserver.records import Record
 from container.apiserver.runs import RunWatch
 from container.apiserver.sandboxes import OpenGate, Sandboxes, Timeouts
 from container.apiserver.store import ContainerStore
+from container.apiserver.volumes import VolumesService
 from container.contracts.apiserver import (
     Container,
     ContainerStatus,
@@ -104,12 +105,15 @@ class ContainerTable(Actor):
         self._networks = networks
         self._clock = clock
         self._timeouts = timeouts or Timeouts()
+        self.volumes = VolumesService(paths, launcher=launcher, plugins=plugins, clock=clock)
+        """The volumes of the same root: open while this is."""
         self._sandboxes = Sandboxes(
             launcher,
             open_gate,
             self._runtime_plugin,
             lambda container_id: str(paths.runtime_socket(container_id)),
             self._timeouts,
+            self.volumes.release,
         )
         self._watch = RunWatch(self._sandboxes, self._timeouts, clock)
         self._records: dict[str, Record] = {}
@@ -126,10 +130,12 @@ class ContainerTable(Actor):
         """Load the documents; at the end, end the helpers that hold no run any more, or not yet."""
         loaded = await trio.to_thread.run_sync(self._store.load)
         self._broken = dict(loaded.broken)
+        self.volumes.set_uncertain(self._broken)
         for container in loaded.containers:
             self._insert(Record(container))
             self._hold_again(container)
-        async with self._sandboxes:
+            self.volumes.claim(container)
+        async with self.volumes, self._sandboxes:
             try:
                 self._unfinished = set(loaded.removing)
                 yield
@@ -163,11 +169,19 @@ class ContainerTable(Actor):
             "no plugin runs containers", hint="the package `container` brings one; install it again"
         )
 
-    async def _remove(self, record: Record) -> None:
-        """Remove a container with all that it had; the caller holds its section."""
+    async def _remove(self, record: Record, *, volumes: bool = False) -> None:
+        """Remove a container with all that it had; the caller holds its section.
+
+        Args:
+            record: Which.
+            volumes: Its anonymous volumes, too. Those of one that removes itself always go.
+        """
         container_id, run = record.id, record.run
         durable = not record.container.auto_remove
-        await self._in_thread(partial(self._store.mark_removing, durable=durable), container_id)
+        volumes = volumes or record.container.auto_remove
+        await self._in_thread(
+            partial(self._store.mark_removing, durable=durable, volumes=volumes), container_id
+        )
         self._give_up_restart(record)
         warm = container_id in self._warm
         self._warm.discard(container_id)
@@ -185,7 +199,11 @@ class ContainerTable(Actor):
             lambda: self._images(lambda images: images.release(container_id)),
             lambda: self._sandboxes.discard(container_id),
         )
+        if volumes:
+            # Before its folder: what says that they are to go goes last.
+            await self.volumes.let_go(container_id, record.container.mounts)
         await self._in_thread(partial(self._store.remove, durable=durable), container_id)
+        self.volumes.drop(container_id)
         ended = (run.exit if run is not None else None) or record.container.exit
         self._gone[container_id] = (record.container.name, ended)
         while len(self._gone) > REMEMBERED:
@@ -236,6 +254,7 @@ class ContainerTable(Actor):
         await self._images(lambda images: images.release(container_id))
         await self._in_thread(self._store.remove, container_id)
         self._broken.pop(container_id, None)
+        self.volumes.set_uncertain(self._broken)
 
     def _give_up_restart(self, record: Record) -> None:
         """Let nobody start the container again who was about to."""

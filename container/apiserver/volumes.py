@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -33,7 +33,7 @@ from attrs import evolve, frozen
 from container.apiserver.links import Caller
 from container.apiserver.volumes_drivers import LOCAL, Connect, Drivers
 from container.apiserver.volumes_holding import VolumeHolds
-from container.apiserver.volumes_local import LocalDriver, parse_options, unmount
+from container.apiserver.volumes_local import LocalDriver, parse_options
 from container.apiserver.volumes_mounts import check_volume_name, new_volume_name, volumes_of
 from container.apiserver.volumes_store import VolumeStore
 from container.contracts.apiserver import Container, Plugins
@@ -46,6 +46,7 @@ from container.ipc import (
     Backoff,
     ContainerError,
     DataLoss,
+    DeadlineExceeded,
     InvalidArgument,
     InvalidState,
     NotFound,
@@ -141,7 +142,7 @@ class VolumesService(Actor, Volumes):
     # --- create ---
 
     async def create(self, options: VolumeOptions) -> Volume:
-        """Create a volume; see the contract. Cancelled or failed, it leaves nothing."""
+        """Create a volume; see the contract. Cancelled, it may be there, whole."""
         name = new_volume_name() if options.name is None else check_volume_name(options.name)
         _check_texts(options)
         if options.driver == LOCAL:
@@ -239,8 +240,8 @@ class VolumesService(Actor, Volumes):
         try:
             with _finishing(name):
                 if driver == LOCAL:
-                    # A folder can be renamed under a mount, but not looked after any more.
-                    await self._in_thread(unmount, self._store.place(name))
+                    # Nobody would look after a mount below a folder that is renamed.
+                    await self._local.delete(name)
                 await self._in_thread(self._store.give_up, name)
         except BaseException:
             del self._unfinished[name]
@@ -448,9 +449,13 @@ class VolumesService(Actor, Volumes):
             ) from error
 
 
-def _finishing(name: str) -> trio.CancelScope:
-    """Return a scope for what no cancellation cuts short, but a bound does."""
-    return trio.CancelScope(shield=True, deadline=trio.current_time() + FINISH_SECONDS)
+@contextmanager
+def _finishing(name: str) -> Generator[None]:
+    """Do what no cancellation cuts short, but a bound does."""
+    with trio.move_on_after(FINISH_SECONDS, shield=True) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise DeadlineExceeded(f"work on volume {name} took more than {FINISH_SECONDS:.0f} s")
 
 
 def _shown(options: dict[str, str]) -> str:

@@ -16,10 +16,11 @@ from attrs import define, field
 from container.apiserver.links import together
 from container.apiserver.volumes_drivers import Drivers
 from container.contracts.volumes import Volume
-from container.ipc import Actor, Backoff, Supervised
+from container.ipc import Actor, Backoff, Supervised, Unavailable
 from container.ipc.error_groups import single
 
 AGAIN = Backoff(0.1, 30.0)
+OPEN_SECONDS = 60.0
 LEAVE_SECONDS = 20.0
 """For a driver to let a volume go; then that is logged, and its next mount finds what is left."""
 
@@ -31,6 +32,8 @@ class _Hold:
     volume: Volume
     key: str
     path: str = ""
+    mounted: trio.Event = field(factory=trio.Event)
+    """Set once `path` is known."""
     leave: trio.Event = field(factory=trio.Event)
     """Set when the scope is to be left."""
     ended: trio.Event = field(factory=trio.Event)
@@ -65,11 +68,24 @@ class VolumeHolds(Actor):
         try:
             for hold in new:
                 mine[hold.volume.name] = hold
-                await self.nursery.start(self._keep, hold)
+                await self._open(hold)
+            for hold in mine.values():
+                await hold.mounted.wait()  # it may have been taken up a moment ago
         except BaseException:
             await self._leave(new)
             raise
         return {volume.name: mine[volume.name].path for volume in volumes}
+
+    async def _open(self, hold: _Hold) -> None:
+        # Shielded: of one that is cancelled while it opens, nobody knows whether it is mounted.
+        with trio.move_on_after(OPEN_SECONDS, shield=True) as bound:
+            await self.nursery.start(self._keep, hold)
+        if bound.cancelled_caught:
+            raise Unavailable(
+                f"the driver {hold.volume.driver} does not mount volume {hold.volume.name}",
+                hint="its log is in the logs folder",
+            )
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def take_up(self, key: str, volumes: tuple[Volume, ...]) -> None:
         """Hold volumes for a run that an earlier API server began; does not wait for that."""
@@ -130,5 +146,6 @@ class VolumeHolds(Actor):
             if hold.path and path != hold.path:
                 _log.error("volume %s moved to %s under its container", hold.volume.name, path)
             hold.path = path
+            hold.mounted.set()
             task_status.started()
             await hold.leave.wait()

@@ -79,22 +79,18 @@ class LocalDriver(VolumeDriver):
         users = self._users.setdefault(name, set())
         users.add(key)
         try:
-            async with self._sections.hold(name):
-                with trio.CancelScope(shield=True):  # bounded, and not worth being cut in half
-                    path = await trio.to_thread.run_sync(_mounted, self._place(name))
-        except BaseException:
+            yield await self._mounted(name)
+        finally:
             self._forget(name, key)
-            raise
-        try:
-            yield str(path)
-        except BaseException:
-            self._forget(name, key)
-            raise
-        self._forget(name, key)
         async with self._sections.hold(name):
             if not self._users.get(name):
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(unmount, self._place(name))
+
+    async def _mounted(self, name: str) -> str:
+        async with self._sections.hold(name):
+            # Not cut in half by a cancellation: threads are waited for.
+            return str(await trio.to_thread.run_sync(_mounted, self._place(name)))
 
     def _forget(self, name: str, key: str) -> None:
         users = self._users.get(name, set[str]())

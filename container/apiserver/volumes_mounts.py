@@ -63,8 +63,8 @@ def plan_mounts(
 
     Args:
         wanted: The user's.
-        lenders: Of each container whose volumes are mounted too: its mounts, and whether they
-            become read-only.
+        lenders: Of each container whose volumes and binds are mounted too: its mounts, and whether
+            they become read-only.
         of_image: Destinations for which the image asks for volumes.
         new_name: Makes a name.
 
@@ -78,7 +78,7 @@ def plan_mounts(
             planned[place] = Mount(MountKind.VOLUME, place)
     for mounts, read_only in lenders:
         for mount in mounts:
-            if mount.kind is MountKind.VOLUME:
+            if mount.kind is not MountKind.TMPFS:
                 # Whoever had it first has filled it.
                 lent = evolve(mount, populate=False)
                 planned[mount.destination] = (

@@ -30,7 +30,7 @@ from container.contracts.runtime import (
     StopOptions,
     TerminalSize,
 )
-from container.ipc import Contract, Endpoint
+from container.ipc import Contract, Endpoint, Fd
 
 
 class PullPolicy(enum.Enum):
@@ -146,7 +146,8 @@ class ContainerOptions:
     mounts: tuple[Mount, ...] = ()
     """A volume without a source is an anonymous one; a named one that is not there is made."""
     volumes_from: tuple[str, ...] = ()
-    """Containers whose volumes are mounted too, each with `:ro` or `:rw` behind it, or neither."""
+    """Containers whose volumes and binds are mounted too, each with `:ro` or `:rw` behind it, or
+    neither."""
     resources: Resources = field(factory=Resources)
     network: str = ""
     """`none`, `host` or `container:NAME`; empty: `networks`."""
@@ -431,6 +432,17 @@ class Containers(Contract, name="containers", version=2):
     @abstractmethod
     async def statistics(self, container: str) -> SandboxStatistics:
         """Return usage of a running container."""
+        ...
+
+    @abstractmethod
+    async def dial(self, container: str, port: int) -> Fd:
+        """Connect to a TCP port inside a running container and hand out the socket.
+
+        Raises:
+            InvalidArgument: no such port can be.
+            InvalidState: it does not run.
+            Unavailable: nobody listens there.
+        """
         ...
 
     @abstractmethod

@@ -6,6 +6,7 @@
 | `layers.json` | folders of the image's layers, held for the container as long as it exists |
 | `started` | empty: a container that removes itself was bootstrapped |
 | `removing` | empty: its removal has begun, and start-up finishes it |
+| `removing-volumes` | empty: its anonymous volumes go with it |
 
 | file in `networks/<id>/` | says |
 |---|---|
@@ -39,6 +40,7 @@ DOCUMENT = "container.json"
 LAYERS = "layers.json"
 STARTED = "started"
 REMOVING = "removing"
+REMOVING_VOLUMES = "removing-volumes"
 CONTAINER_ID = re.compile(r"[0-9a-f]{12}")
 NETWORK_DOCUMENT = "network.json"
 HELPER_DOCUMENT = "configuration.json"

@@ -103,12 +103,17 @@ class VolumeDriver(Contract, name="volume-driver", version=1):
 
     @abstractmethod
     async def delete(self, name: str) -> None:
-        """Delete a volume's data. One that is not there is no error."""
+        """Delete a volume's data, also where a scope has left it mounted. One that is not there is
+        no error."""
         ...
 
     @abstractmethod
     def mount(self, name: str, key: str) -> AbstractAsyncContextManager[str]:
         """Have a volume's data at a path of the host while the scope is held; it is that path.
+
+        A scope that is left lets the data go, if it was the last one. A scope that is cancelled or
+        breaks off keeps it where it is, as containers are on it: the key's next holder opens the
+        scope again, and gets the same path. The driver's own end changes nothing.
 
         Args:
             name: The volume.
