@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from container.cli import amounts, environment, mounts, names
+from container.cli import amounts, environment, mounts, names, networking, ports
 from container.cli.failure import UsageRefused
 from container.cli.keeping import KEEPING_OPTIONS, health_check, restart_policy, stop_timeout
 
@@ -63,13 +63,7 @@ CREATION_OPTIONS = (
         metavar="NUMBER",
         help="Limit of processes and threads (2048); -1 for none.",
     ),
-    click.option(
-        "--network",
-        default="none",
-        show_default=True,
-        metavar="none|host",
-        help="No network at all, or the host's. Others are not there yet.",
-    ),
+    *networking.NETWORK_OPTIONS,
     click.option("--hostname", metavar="NAME", help="Host name inside."),
     click.option("--cidfile", metavar="FILE", help="Write the container's id to a new file."),
     click.option(
@@ -133,6 +127,7 @@ def container_options(
         limits["cpus"] = amounts.parse_cpus(values["cpus"])
     if values["pids_limit"] is not None:
         limits["pids"] = amounts.parse_pids(values["pids_limit"])
+    network, uses = networking.network_choice(values)
     entrypoint: str | None = values["entrypoint"]
     return ContainerOptions(
         image=image,
@@ -149,9 +144,16 @@ def container_options(
         auto_remove=values["rm"],
         keep_log=keep_log,
         read_only_root=values["read_only"],
-        mounts=mounts.parse_mounts(values["volume"], values["mount"], values["tmpfs"]),
+        mounts=(
+            *mounts.parse_mounts(values["volume"], values["mount"], values["tmpfs"]),
+            *networking.socket_mounts(values["publish_socket"]),
+        ),
         resources=Resources(**limits),
-        network=names.parse_network(values["network"]),
+        network=network,
+        networks=uses,
+        ports=ports.parse_ports(values["publish"]),
+        publish_all=values["publish_all"],
+        names=networking.name_options(values),
         labels=environment.parse_labels(values["label"]),
         hostname=_optional(names.parse_hostname, values["hostname"]),
         runtime=values["runtime"],

@@ -40,6 +40,9 @@ ENTRIES = (
     ),
     Entry("events", f"{VERBS}.events:command", "Show what happens to containers."),
     Entry("stats", f"{VERBS}.stats:command", "Show what running containers use."),
+    Entry("port", f"{VERBS}.port:command", "Show the published ports of a container."),
+    Entry("dial", f"{VERBS}.dial:command", "Connect to a port inside a container."),
+    Entry("network", "container.cli.network.group:command", "Create, list and delete networks."),
     Entry(
         "image", "container.cli.image.group:command", "Load, pull, list and delete images.", ("i",)
     ),

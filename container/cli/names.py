@@ -1,4 +1,4 @@
-"""Names on the command line: containers, hosts, users, folders, platforms, signals, networks."""
+"""Names on the command line: containers, hosts, users, folders, platforms, signals."""
 
 from __future__ import annotations
 
@@ -87,13 +87,3 @@ def parse_signal(text: str) -> str:
     if name in signal.Signals.__members__:
         return signal.Signals[name].name
     raise UsageRefused(f'"{text}" is no signal: use a name or a number, as in TERM, SIGTERM or 15')
-
-
-def parse_network(text: str) -> str:
-    """Return the network's name."""
-    if text != "none" and text != "host":
-        raise UsageRefused(
-            f'"{text}" is no network here: use none or host',
-            hint="other networks are not there yet",
-        )
-    return text

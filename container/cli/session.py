@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from container.contracts.apiserver import Containers, Health
+    from container.contracts.apiserver import Containers, Health, Networks
     from container.contracts.images import Images
     from container.contracts.launcher import Launcher
     from container.ipc import Contract
@@ -117,6 +117,12 @@ class Session:
         from container.contracts.apiserver import Containers
 
         return self._connected(Containers, self.paths.apiserver_socket, start=start)
+
+    def networks(self) -> AbstractAsyncContextManager[Networks]:
+        """Connect to the API server's networks; the system is started if it is not up."""
+        from container.contracts.apiserver import Networks
+
+        return self._connected(Networks, self.paths.apiserver_socket, start=True)
 
     def health(self) -> AbstractAsyncContextManager[Health]:
         """Connect to the API server's health; the system is not started for that."""

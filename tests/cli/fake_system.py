@@ -11,6 +11,7 @@ import contextlib
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,10 @@ from container.contracts.apiserver import (
     ContainerStatus,
     Event,
     EventFilter,
+    NetworkInfo,
+    NetworkOptions,
+    Networks,
+    NetworkUse,
     WaitCondition,
 )
 from container.contracts.images import (
@@ -53,6 +58,7 @@ from container.contracts.launcher import (
     SystemStatus,
 )
 from container.contracts.logs import LogStream, Record
+from container.contracts.network import Attachment, NetworkConfiguration, PublishedPort
 from container.contracts.runtime import (
     ExitStatus,
     LogFiles,
@@ -320,6 +326,8 @@ class FakeContainers(Containers):
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.calls: list[tuple[Any, ...]] = []
         self.options: list[ContainerOptions] = []
+        self.lines: list[socket.socket] = []
+        """Our ends of what was dialled."""
         self.start_error: Exception | None = None
         self.wait_error: Exception | None = None
         self.create_gate: trio.Event | None = None
@@ -457,6 +465,13 @@ class FakeContainers(Containers):
     async def statistics(self, container: str) -> SandboxStatistics:
         return await self.sandboxes[self._get(container).name].statistics()
 
+    async def dial(self, container: str, port: int) -> Fd:
+        self.calls.append(("dial", container, port))
+        self._get(container)
+        ours, theirs = socket.socketpair()
+        self.lines.append(ours)
+        return Fd(theirs.detach())
+
     @asynccontextmanager
     async def events(
         self, wanted: EventFilter = EVERYTHING
@@ -471,6 +486,62 @@ class FakeContainers(Containers):
             yield receive
         if error is not None:
             raise error
+
+
+class FakeNetworks(Networks):
+    """Networks by name."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.found = {"default": network_info("default")}
+
+    async def create(self, options: NetworkOptions) -> NetworkInfo:
+        self.calls.append(("create", options))
+        if options.name in self.found:
+            raise AlreadyExists(f'the name "{options.name}" is taken')
+        self.found[options.name] = network_info(options.name, subnets=options.subnets)
+        return self.found[options.name]
+
+    async def delete(self, network: str, force: bool = False) -> None:
+        self.calls.append(("delete", network, force))
+        if network not in self.found:
+            raise NotFound(f'no network "{network}"')
+        del self.found[network]
+
+    async def list(self) -> tuple[NetworkInfo, ...]:
+        return tuple(self.found.values())
+
+    async def get(self, network: str) -> NetworkInfo:
+        if network not in self.found:
+            raise NotFound(f'no network "{network}"', hint='did you mean "default"?')
+        return self.found[network]
+
+    async def prune(self) -> tuple[str, ...]:
+        gone = tuple(name for name in self.found if name != "default")
+        for name in gone:
+            del self.found[name]
+        return gone
+
+    async def connect_container(self, container: str, use: NetworkUse) -> Attachment | None:
+        self.calls.append(("connect", container, use))
+        return None if container == "stopped" else attachment(use.network)
+
+    async def disconnect_container(self, container: str, network: str) -> None:
+        self.calls.append(("disconnect", container, network))
+
+
+def network_info(name: str, subnets: tuple[str, ...] = ("10.89.0.0/24",)) -> NetworkInfo:
+    """Return a network of the bridge."""
+    made = NetworkConfiguration("0123456789ab", name, "container-network", WHEN, subnets)
+    return NetworkInfo(made, ("000000000001",))
+
+
+def attachment(network: str, *ports: PublishedPort) -> Attachment:
+    """Return an attachment to a network."""
+    return Attachment(
+        "0123456789ab", network, "000000000001", "eth0", ("10.89.0.2/24",), ("10.89.0.1",),
+        "02:00:00:00:00:02", 1500, ports=ports,
+    )  # fmt: skip
 
 
 SUMMARY = ImageSummary(
@@ -563,6 +634,7 @@ class FakeSession(Session):
         super().__init__()
         self.fake_containers = FakeContainers()
         self.fake_images = FakeImages()
+        self.fake_networks = FakeNetworks()
         self.fake_launcher: FakeLauncher | None = FakeLauncher()
         self.connections = 0
 
@@ -570,6 +642,11 @@ class FakeSession(Session):
     async def containers(self, *, start: bool = True) -> AsyncGenerator[Containers]:  # type: ignore[override]
         self.connections += 1
         yield self.fake_containers
+
+    @asynccontextmanager
+    async def networks(self) -> AsyncGenerator[Networks]:  # type: ignore[override]
+        self.connections += 1
+        yield self.fake_networks
 
     @asynccontextmanager
     async def images(self) -> AsyncGenerator[Images]:  # type: ignore[override]

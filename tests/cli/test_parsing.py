@@ -25,7 +25,6 @@ from container.cli.names import (
     parse_folder,
     parse_hostname,
     parse_name,
-    parse_network,
     parse_platform,
     parse_signal,
     parse_user,
@@ -241,17 +240,12 @@ def test_signals_have_names_and_numbers() -> None:
         assert refusal(parse_signal, text).startswith(f'"{text}" is no signal')
 
 
-def test_other_networks_are_not_there_yet() -> None:
-    assert parse_network("host") == "host"
-    assert refusal(parse_network, "bridge") == '"bridge" is no network here: use none or host'
-
-
 @pytest.mark.parametrize(
     "option",
     [
         ("-m", "12parsecs"), ("-c", "many"), ("--pids-limit", "x"), ("--env-file", "/no/such"),
         ("-e", "=1"), ("-l", "=1"), ("-v", "/no/such:/x"), ("--mount", "x"), ("--tmpfs", "x"),
-        ("--name", "a b"), ("-u", ":"), ("-w", "x"), ("--network", "bridge"), ("--hostname", "_"),
+        ("--name", "a b"), ("-u", ":"), ("-w", "x"), ("--network", "a b"), ("--hostname", "_"),
         ("--platform", "x"), ("--stop-signal", "x"), ("--pull", "now"), ("--no-such-option",),
     ],
 )  # fmt: skip

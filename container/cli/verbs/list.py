@@ -17,6 +17,7 @@ from container.cli.output import (
     show_age,
     show_duration,
 )
+from container.cli.ports import show_ports
 from container.cli.session import QUICK, Session
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def command(session: Session, everything: bool, quiet: bool, output: str) -> Non
         print_json(found)
     else:
         print_table(
-            ("ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS"),
+            ("ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS"),
             [
                 (
                     container.id,
@@ -47,6 +48,7 @@ def command(session: Session, everything: bool, quiet: bool, output: str) -> Non
                     clipped(shlex.join(container.process.arguments), 30),
                     show_age(container.created_at),
                     show_status(container),
+                    show_ports(container.attachments),
                 )
                 for container in found
             ],

@@ -1,0 +1,3 @@
+"""`container network`: one file a verb."""
+
+from __future__ import annotations
