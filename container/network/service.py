@@ -174,7 +174,11 @@ class NetworkService(Actor, Network):
         assert self._ports is not None
         forwarded = {
             key: await self._ports.restore(
-                key, held.record.request.name, held.record.addresses, held.record.ports
+                key,
+                held.record.request.name,
+                held.record.addresses,
+                held.record.ports,
+                default_route=held.record.request.default_route,
             )
             for key, held in self._held.items()
             if held.record.ports
@@ -239,7 +243,13 @@ class NetworkService(Actor, Network):
             if held is None:
                 raise NotFound(f"no attachment of {key} to network {self._network.name}")
             record = held.record
-            chosen = await self._ports.publish(key, record.request.name, record.addresses, ports)
+            chosen = await self._ports.publish(
+                key,
+                record.request.name,
+                record.addresses,
+                ports,
+                default_route=record.request.default_route,
+            )
             held.record = evolve(record, ports=chosen)
             self._write(key, held.record)
             return self._describe(held.record)
@@ -340,7 +350,11 @@ class NetworkService(Actor, Network):
         request, chosen = record.request, ()
         if request.ports:
             chosen = await self._ports.publish(
-                request.key, request.name, record.addresses, request.ports
+                request.key,
+                request.name,
+                record.addresses,
+                request.ports,
+                default_route=request.default_route,
             )
             self._write(request.key, evolve(record, ports=chosen))
         return evolve(record, ports=chosen)
