@@ -88,7 +88,7 @@ class Networking:
 
         Args:
             spec: The container.
-            namespace: Another container's, to be shared; taken.
+            namespace: Another container's, to be shared; borrowed.
 
         Raises:
             ContainerError: as `Network.attach`.
@@ -96,13 +96,15 @@ class Networking:
         self._ending, self._spec = False, spec
         if namespace is not None:
             await trio.to_thread.run_sync(self._namespaces.check, namespace)
-            self._namespace = Fd(namespace.take())
+            self._namespace = namespace.duplicate()
         elif spec.network != "host":
             self._namespace = await trio.to_thread.run_sync(self._namespaces.make)
         self._ready.set()
         if spec.network == "networks":
             networks = arranged(spec.networks)
-            await together(*[partial(self._open, network) for network in networks])
+            # All of them first: they stay in the order that the user has given.
+            self._sessions = {network.id: self._session(network) for network in networks}
+            await together(*[partial(self._open, each) for each in self._sessions.values()])
             await self._write(networks=networks)
 
     async def say_names(self) -> None:
@@ -218,7 +220,8 @@ class Networking:
         # An attachment that nobody knows of must not stay if we are killed meanwhile.
         await self._write(unfinished=(*self._record.unfinished, network))
         try:
-            await self._open(networks[-1])
+            self._sessions[network.id] = self._session(networks[-1])
+            await self._open(self._sessions[network.id])
             await self._write(networks=networks, unfinished=self._unfinished_but(network.id))
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -290,7 +293,7 @@ class Networking:
             last.network = network  # for its next opening, should this one fail
             session = self._session(network)
             try:
-                await self._open_session(session)
+                await self._open(session)
             except ContainerError as error:
                 _log.warning("network %s is not told of a change: %s", network.name, error)
                 return
@@ -314,16 +317,7 @@ class Networking:
     def _session(self, network: SandboxNetwork) -> Session:
         return Session(network, self._own_namespace(), self._connect, self._regranted)
 
-    async def _open(self, network: SandboxNetwork) -> None:
-        session = self._sessions[network.id] = self._session(network)
-        try:
-            await self._open_session(session)
-        except BaseException:
-            if session.over:
-                self._sessions.pop(network.id, None)
-            raise
-
-    async def _open_session(self, session: Session) -> None:
+    async def _open(self, session: Session) -> None:
         if self._nursery is None or self._ending:
             raise InvalidState("the container is not there")
         await self._nursery.start(session.run_opened)

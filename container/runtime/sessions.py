@@ -68,6 +68,7 @@ class Session:
         self._regranted = regranted
         self._changed = trio.Event()
         self._left = trio.Event()
+        self._abandoned = False
         self._scope = trio.CancelScope()
         self._supervised = Supervised[Attachment](
             self._hold,
@@ -97,6 +98,8 @@ class Session:
                 await self._hold_once()
                 return
             except PeerGone as error:
+                if self._abandoned:
+                    return
                 if self.held or last:
                     # Not as it is: to our own caller it would be we who are gone.
                     raise Unavailable(
@@ -158,6 +161,7 @@ class Session:
 
     async def abandon(self) -> None:
         """End it as a crash would: the attachment stays as long as the namespace does."""
+        self._abandoned = True
         if self._helper is not None:
             connection_of(self._helper).abort()
         await self._supervised.stop()

@@ -1,0 +1,506 @@
+"""A container and its networks, whose helpers allocate and touch no kernel."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from attrs import define, evolve
+
+from container.contracts.network import AttachmentRequest, PublishedPort
+from container.contracts.runtime import (
+    NameOptions,
+    ProcessSpec,
+    SandboxNetwork,
+    SandboxPhase,
+    SandboxSpec,
+    Stdio,
+    StopOptions,
+)
+from container.ipc import (
+    AlreadyExists,
+    Fd,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+from container.runtime import sessions
+from container.runtime.networking import arranged
+from container.runtime.records import NetworksRecord, Records
+from container.runtime.service import SandboxService
+from container.testing.oci import RecordedNamespaces, RecordedRuntime, recorded_machinery
+
+from .networks import Helper, network_helper
+
+pytestmark = pytest.mark.usefixtures("bounded")
+ID = "played"
+
+
+@pytest.fixture
+async def bounded() -> AsyncGenerator[None]:
+    with trio.fail_after(20):
+        yield
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ctn") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+async def web(sockets: Path) -> AsyncGenerator[Helper]:
+    async with network_helper(sockets, "web") as helper:
+        yield helper
+
+
+@pytest.fixture
+async def db(sockets: Path) -> AsyncGenerator[Helper]:
+    async with network_helper(sockets, "db") as helper:
+        yield helper
+
+
+@define(eq=False)
+class Place:
+    """One container's folder."""
+
+    folder: Path
+    runtime: RecordedRuntime
+    namespaces: RecordedNamespaces
+
+    @asynccontextmanager
+    async def helper(self, *, killed: bool = False) -> AsyncGenerator[SandboxService]:
+        machinery = recorded_machinery(self.folder, self.runtime, namespaces=self.namespaces)
+        service = SandboxService(self.folder, ID, machinery)
+        async with service:
+            yield service
+            if killed:
+                # Nothing of it cleans up, and the network's helpers see it lost.
+                service._phase = SandboxPhase.EMPTY  # pyright: ignore[reportPrivateUsage]
+                for session in service._networking._sessions.values():  # pyright: ignore[reportPrivateUsage]
+                    await session.abandon()
+        if killed:
+            for process in service._processes.values():  # pyright: ignore[reportPrivateUsage]
+                process.plumbing.close()
+            assert service._log is not None  # pyright: ignore[reportPrivateUsage]
+            service._log.close()  # pyright: ignore[reportPrivateUsage]
+
+    def spec(self, *networks: SandboxNetwork, **fields: Any) -> SandboxSpec:
+        fields.setdefault("network", "networks" if networks else "none")
+        return SandboxSpec(
+            **{"id": ID, "name": "tested", "hostname": "host", "layers": (), **fields},
+            networks=networks,
+            process=ProcessSpec(arguments=("sleep", "100")),
+        )
+
+    @asynccontextmanager
+    async def running(
+        self, *networks: SandboxNetwork, **fields: Any
+    ) -> AsyncGenerator[SandboxService]:
+        async with self.helper() as service:
+            await service.bootstrap(self.spec(*networks, **fields), Stdio())
+            await service.start("init")
+            yield service
+
+    def etc(self, name: str) -> str:
+        return (self.folder / "bundle" / "run" / name).read_text()
+
+    @property
+    def record(self) -> NetworksRecord:
+        found = Records(self.folder / "bundle" / "records").read()
+        assert found is not None
+        assert found.networks is not None
+        return found.networks
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncGenerator[Place]:
+    async with RecordedRuntime() as runtime:
+        yield Place(tmp_path, runtime, RecordedNamespaces())
+
+
+async def until_attached(helper: Helper, *keys: str) -> None:
+    while helper.attached != set(keys):  # noqa: ASYNC110
+        await trio.sleep(0.002)  # nothing tells of it
+
+
+# --- the whole life of an attachment ---
+
+
+async def test_a_container_is_in_its_networks_from_bootstrap_to_its_end(
+    place: Place, web: Helper, db: Helper
+) -> None:
+    async with place.helper() as service:
+        ports = (PublishedPort(80),)
+        wanted = place.spec(web.wanted(ID, ports=ports), db.wanted(ID, "eth1"))
+        await service.bootstrap(wanted, Stdio())
+        first, second = (await service.state()).networks
+        assert (first, second) == (web.network.attachments[ID], db.network.attachments[ID])
+        assert first.ports[0].host_port
+        assert (first.interface, second.interface) == ("eth0", "eth1")
+        requests = (web.network.requests[0], db.network.requests[0])
+        assert [request.default_route for request in requests] == [True, False]
+        assert requests[0].neighbours == (second.network,)
+        assert requests[1].neighbours == (first.network,)
+        await service.start("init")
+        await service.stop(StopOptions(timeout=0))
+        while (await service.state()).networks:  # noqa: ASYNC110
+            await trio.sleep(0.002)
+        assert web.attached == db.attached == set()
+
+
+async def test_a_container_that_is_shut_down_or_whose_helper_ends_leaves_its_networks(
+    place: Place, web: Helper
+) -> None:
+    async with place.running(web.wanted(ID)) as service:
+        await service.shutdown()
+        assert web.attached == set()
+    async with place.running(web.wanted(ID)):
+        assert web.attached == {ID}
+    assert web.attached == set()
+
+
+async def test_one_network_that_refuses_lets_all_be_left(
+    place: Place, web: Helper, db: Helper
+) -> None:
+    db.network.fail = Overloaded("no address is left")
+    async with place.helper() as service:
+        with pytest.raises(Overloaded, match="no address is left"):
+            await service.bootstrap(place.spec(web.wanted(ID), db.wanted(ID, "eth1")), Stdio())
+        assert web.attached == set()
+        assert (await service.state()).phase is SandboxPhase.EMPTY
+        assert not (place.folder / "bundle" / "records").exists()
+        db.network.fail = None
+        await service.bootstrap(place.spec(web.wanted(ID), db.wanted(ID, "eth1")), Stdio())
+        assert db.attached == {ID}
+
+
+async def test_a_command_that_is_not_there_lets_the_networks_be_left(
+    place: Place, web: Helper
+) -> None:
+    async with place.helper() as service:
+        spec = place.spec(web.wanted(ID))
+        with pytest.raises(NotFound):
+            await service.bootstrap(_command(spec, "nothing"), Stdio())
+        assert web.attached == set()
+
+
+def _command(spec: SandboxSpec, *arguments: str) -> SandboxSpec:
+    return evolve(spec, process=ProcessSpec(arguments=arguments))
+
+
+async def test_a_network_that_nobody_serves_is_named(place: Place, web: Helper) -> None:
+    await web.kill()
+    async with place.helper() as service:
+        with pytest.raises(Unavailable, match="network web can't be reached"):
+            await service.bootstrap(place.spec(web.wanted(ID)), Stdio())
+
+
+async def test_a_network_that_does_not_answer_is_given_up(
+    place: Place, web: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "ATTACH_SECONDS", 0.1)
+    web.network.stuck = True
+    async with place.helper() as service:
+        with pytest.raises(Unavailable, match="attaches nothing within"):
+            await service.bootstrap(place.spec(web.wanted(ID)), Stdio())
+        assert (await service.state()).phase is SandboxPhase.EMPTY
+
+
+@pytest.mark.parametrize(
+    ("mode", "networks", "namespace"),
+    [
+        ("networks", 0, False),
+        ("none", 1, False),
+        ("host", 1, False),
+        ("shared", 0, False),
+        ("none", 0, True),
+        ("networks", 1, True),
+    ],
+)
+async def test_what_does_not_go_together_is_refused(
+    place: Place, web: Helper, mode: str, networks: int, namespace: bool
+) -> None:
+    spec = place.spec(*(web.wanted(ID),) * networks, network=mode)
+    async with place.helper() as service:
+        given = place.namespaces.make() if namespace else None
+        with pytest.raises(InvalidArgument):
+            await service.bootstrap(spec, Stdio(), given)
+        if given is not None:
+            given.close()
+    assert web.attached == set()
+
+
+# --- helpers that are killed ---
+
+
+async def test_an_attachment_is_taken_up_again_after_its_networks_helper_was_killed(
+    place: Place, web: Helper
+) -> None:
+    async with place.running(web.wanted(ID)) as service:
+        before = (await service.state()).networks
+        for _ in range(3):
+            await web.kill()
+            assert web.attached == {ID}  # broken off, not left
+            assert (await service.state()).networks == before
+            granted = len(web.network.requests)
+            await web.start()
+            while len(web.network.requests) == granted:  # noqa: ASYNC110
+                await trio.sleep(0.002)
+        assert (await service.state()).networks == before
+    assert web.attached == set()
+
+
+async def test_addresses_that_have_changed_meanwhile_are_told(place: Place, web: Helper) -> None:
+    async with place.running(web.wanted(ID)) as service:
+        before = (await service.state()).networks
+        inode = os.stat(place.folder / "bundle" / "run" / "hosts").st_ino
+        await web.kill()
+        web.network.namespace_gone(ID)
+        web.network._leases.grant("another", ("10.1.0.2",))  # pyright: ignore[reportPrivateUsage]
+        await web.start()
+        while "10.1.0.3\thost tested\n" not in place.etc("hosts"):  # noqa: ASYNC110
+            await trio.sleep(0.002)
+        assert "10.1.0.2" not in place.etc("hosts")
+        assert os.stat(place.folder / "bundle" / "run" / "hosts").st_ino == inode
+        assert (await service.state()).networks != before
+        assert place.record.attachments == (await service.state()).networks
+
+
+async def test_a_container_ends_at_once_while_its_networks_helper_is_gone(
+    place: Place, web: Helper
+) -> None:
+    async with place.running(web.wanted(ID)) as service:
+        await web.kill()
+        with trio.fail_after(2):
+            await service.shutdown()
+
+
+async def test_the_next_runtime_helper_takes_the_attachments_up(
+    place: Place, web: Helper, db: Helper
+) -> None:
+    async with place.helper(killed=True) as service:
+        networks = (web.wanted(ID), db.wanted(ID, "eth1"))
+        await service.bootstrap(place.spec(*networks), Stdio())
+        await service.start("init")
+        before = (await service.state()).networks
+    assert web.attached == db.attached == {ID}
+    await db.kill()
+    async with place.helper() as service:
+        # Known at once, whoever can be reached.
+        assert (await service.state()).networks == before
+        await db.start()
+        while len(db.network.requests) < 2:  # noqa: ASYNC110
+            await trio.sleep(0.002)
+        await service.shutdown()
+        assert web.attached == db.attached == set()
+
+
+# --- joining and leaving ---
+
+
+async def test_a_running_container_joins_and_leaves_networks(
+    place: Place, web: Helper, db: Helper
+) -> None:
+    async with place.running(web.wanted(ID)) as service:
+        inode = os.stat(place.folder / "bundle" / "run" / "hosts").st_ino
+        joined = await service.join_network(db.wanted(ID, "eth1", default_route=True))
+        assert joined == db.network.attachments[ID]
+        state = await service.state()
+        assert [each.network_name for each in state.networks] == ["web", "db"]
+        assert place.etc("hosts").endswith(
+            "10.1.0.2\thost tested\nfd00:1::2\thost tested\n"
+            "10.2.0.2\thost tested\nfd00:2::2\thost tested\n"
+            "10.1.0.1\thost.container.internal\nfd00:1::1\thost.container.internal\n"
+        )
+        # The other network is told who is its neighbour, and still leads out.
+        assert web.network.requests[-1].neighbours == (joined.network,)
+        assert web.network.requests[-1].default_route
+        assert not db.network.requests[-1].default_route
+        assert len(place.record.networks) == 2
+        with pytest.raises(AlreadyExists, match="is in network db already"):
+            await service.join_network(db.wanted(ID, "eth2"))
+
+        await service.leave_network(web.network.configuration.id)
+        assert web.attached == set()
+        assert db.attached == {ID}
+        assert db.network.requests[-1].default_route
+        assert db.network.requests[-1].neighbours == ()
+        assert [each.network_name for each in (await service.state()).networks] == ["db"]
+        assert "10.1." not in place.etc("hosts")
+        assert "nameserver 10.2.0.1\n" in place.etc("resolv.conf")
+        assert os.stat(place.folder / "bundle" / "run" / "hosts").st_ino == inode
+        await service.leave_network("another")
+        await service.leave_network(db.network.configuration.id)
+        assert "127.0.0.1\thost tested\n" in place.etc("hosts")
+        assert place.record == NetworksRecord()
+
+
+async def test_a_container_without_networks_joins_one(place: Place, web: Helper) -> None:
+    async with place.running() as service:
+        await service.join_network(web.wanted(ID))
+        assert web.attached == {ID}
+        assert "nameserver 10.1.0.1\n" in place.etc("resolv.conf")
+    assert web.attached == set()
+
+
+async def test_a_join_that_is_refused_changes_nothing(
+    place: Place, web: Helper, db: Helper
+) -> None:
+    async with place.running(web.wanted(ID)) as service:
+        with pytest.raises(AlreadyExists, match="an interface eth0"):
+            await service.join_network(db.wanted(ID, "eth0"))
+        hosts, record = place.etc("hosts"), place.record
+        db.network.fail = AlreadyExists("10.2.0.7 is taken by db")
+        with pytest.raises(AlreadyExists, match="taken by db"):
+            await service.join_network(db.wanted(ID, "eth1"))
+        assert (place.etc("hosts"), place.record) == (hosts, record)
+        await db.kill()
+        with pytest.raises(Unavailable, match="network db can't be reached"):
+            await service.join_network(db.wanted(ID, "eth1"))
+        assert (place.etc("hosts"), place.record) == (hosts, record)
+        assert [each.network_name for each in (await service.state()).networks] == ["web"]
+
+
+async def test_a_join_that_is_cancelled_changes_nothing(
+    place: Place, web: Helper, db: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place.running(web.wanted(ID)) as service:
+        record = place.record
+        with trio.CancelScope() as scope:
+            attach = db.network._attach  # pyright: ignore[reportPrivateUsage]
+
+            def cancelled(request: Any) -> Any:
+                scope.cancel()
+                return attach(request)
+
+            monkeypatch.setattr(db.network, "_attach", cancelled)
+            await service.join_network(db.wanted(ID, "eth1"))
+        await until_attached(db)
+        assert place.record == record
+        monkeypatch.undo()
+        await service.join_network(db.wanted(ID, "eth1"))
+        assert db.attached == {ID}
+
+
+async def test_a_network_whose_helper_is_gone_is_not_left_until_it_is_back(
+    place: Place, web: Helper, db: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container.runtime.networking.LEAVE_SECONDS", 0.1)
+    network = db.network.configuration.id
+    async with place.running(web.wanted(ID), db.wanted(ID, "eth1")) as service:
+        await db.kill()
+        with pytest.raises(Unavailable, match="network db can't be reached"):
+            await service.leave_network(network)
+        assert len((await service.state()).networks) == 2
+        await db.start()
+        monkeypatch.undo()
+        await service.leave_network(network)
+        assert db.attached == set()
+
+
+async def test_what_was_joined_or_left_half_is_left_by_the_next_helper(
+    place: Place, web: Helper, db: Helper
+) -> None:
+    async with place.helper(killed=True) as service:
+        await service.bootstrap(place.spec(web.wanted(ID), db.wanted(ID, "eth1")), Stdio())
+        await service.start("init")
+        record = place.record
+        records = Records(place.folder / "bundle" / "records")
+    records.write_networks(
+        NetworksRecord(record.networks[:1], record.attachments[:1], record.networks[1:])
+    )
+    assert db.attached == {ID}
+    async with place.helper() as service:
+        await until_attached(db)
+        assert [each.network_name for each in (await service.state()).networks] == ["web"]
+        while place.record.unfinished:  # noqa: ASYNC110
+            await trio.sleep(0.002)
+        assert "10.2.0.2" not in place.etc("hosts")
+        await service.shutdown()
+
+
+async def test_only_a_container_that_is_there_joins_leaves_and_hands_out(
+    place: Place, web: Helper
+) -> None:
+    async with place.helper() as service:
+        for ask in (
+            lambda: service.join_network(web.wanted(ID)),
+            lambda: service.leave_network("x"),
+            service.network_namespace,
+        ):
+            with pytest.raises(InvalidState, match="is not there"):
+                await ask()
+    async with place.running(network="host") as service:
+        for ask in (lambda: service.join_network(web.wanted(ID)), service.network_namespace):
+            with pytest.raises(InvalidState, match="no network namespace of its own"):
+                await ask()
+
+
+# --- sharing ---
+
+
+async def test_a_namespace_that_others_use_keeps_its_attachments(place: Place, web: Helper) -> None:
+    async with place.running(web.wanted(ID)) as service:
+        (await service.network_namespace()).close()
+        assert place.record.shared
+        place.namespaces.in_use = True
+        await service.shutdown()
+        await trio.testing.wait_all_tasks_blocked()
+        assert web.attached == {ID}
+    async with place.running(web.wanted(ID)) as service:
+        (await service.network_namespace()).close()
+        place.namespaces.in_use = False
+        await service.shutdown()
+        assert web.attached == set()
+
+
+async def test_a_shared_namespace_is_the_one_that_was_given(place: Place) -> None:
+    async with place.helper() as service:
+        with place.namespaces.make() as given:
+            await service.bootstrap(place.spec(network="shared"), Stdio(), given)
+        handed = await service.network_namespace()
+        with handed:
+            assert isinstance(handed, Fd)
+            assert os.path.samestat(os.stat("/dev/null"), os.fstat(handed.fileno()))
+
+
+# --- names ---
+
+
+async def test_the_files_of_names_tell_of_the_networks_when_the_container_is_there(
+    place: Place, web: Helper
+) -> None:
+    names = NameOptions(hosts=("up:host-gateway", "one:1.2.3.4"), search=("example",))
+    async with place.running(web.wanted(ID), names=names):
+        assert place.etc("hosts") == (
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n1.2.3.4\tone\n"
+            "10.1.0.1\tup\nfd00:1::1\tup\n10.1.0.2\thost tested\nfd00:1::2\thost tested\n"
+            "10.1.0.1\thost.container.internal\nfd00:1::1\thost.container.internal\n"
+        )
+        resolver = place.etc("resolv.conf").splitlines()
+        assert resolver[1:4] == ["nameserver 10.1.0.1", "nameserver fd00:1::1", "search example"]
+        assert place.etc("hostname") == "host\n"
+
+
+async def test_one_network_leads_out_and_all_know_each_other() -> None:
+    def wanted(name: str, out: bool) -> SandboxNetwork:
+        request = AttachmentRequest(ID, name, "tested", default_route=out)
+        return SandboxNetwork(name, name, "", request)
+
+    def out(*networks: SandboxNetwork) -> list[bool]:
+        return [network.request.default_route for network in arranged(networks)]
+
+    assert out() == []
+    assert out(wanted("a", False), wanted("b", False)) == [True, False]
+    assert out(wanted("a", False), wanted("b", True), wanted("c", True)) == [False, True, False]
+    known = arranged((wanted("a", True), wanted("b", False)))
+    assert [network.request.neighbours for network in known] == [("b",), ("a",)]
