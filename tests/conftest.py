@@ -36,6 +36,10 @@ for _number in (signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.SIG_DFL)
 
+os.environ["CONTAINER_NETWORK"] = "none"
+"""No test touches the interfaces and rules of the machine: those of networks make namespaces of
+their own, and name the networks that they mean."""
+
 ALONE = bool(os.environ.get("CI"))
 """In CI nothing else runs on the machine, so that any new mount or cgroup is ours."""
 
