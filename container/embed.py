@@ -282,7 +282,7 @@ class System:
         hostname: str | None = None,
         mounts: Sequence[Mount] = (),
         resources: Resources | None = None,
-        network: str = "none",
+        network: str | None = None,
         networks: Sequence[str | NetworkUse] = (),
         ports: Sequence[PublishedPort] = (),
         labels: Mapping[str, str] | None = None,
@@ -316,7 +316,8 @@ class System:
             hostname: None is the container's id.
             mounts: Binds and tmpfs.
             resources: Limits.
-            network: `none`, `host`, `container:NAME`, or the name of a network.
+            network: `none`, `host`, `container:NAME`, or the name of a network. None, without
+                `networks`: what `CONTAINER_NETWORK` says, or else the default network.
             networks: Several, by name or with what is wanted in each.
             ports: Of the host that lead into it.
             labels: Added to the image's.
@@ -330,6 +331,8 @@ class System:
             AlreadyExists: the name is taken.
         """
         uses = [use if isinstance(use, NetworkUse) else NetworkUse(use) for use in networks]
+        if network is None:
+            network = "" if uses else os.environ.get("CONTAINER_NETWORK", "")
         if network not in ("", "none", "host") and not network.startswith("container:"):
             uses, network = [NetworkUse(network), *uses], ""
         options = ContainerOptions(

@@ -40,14 +40,21 @@ CREATION_OPTIONS = (
         "-v",
         "--volume",
         multiple=True,
-        metavar="SOURCE:DESTINATION[:ro]",
-        help="Mount a file or folder of this machine.",
+        metavar="[SOURCE:]DESTINATION[:ro]",
+        help="Mount a volume by its name, or a file or folder of this machine by its path.",
+    ),
+    click.option(
+        "--volumes-from",
+        multiple=True,
+        metavar="CONTAINER[:ro]",
+        help="Mount all volumes of another container.",
     ),
     click.option(
         "--mount",
         multiple=True,
         metavar="FIELDS",
-        help="type=bind,source=PATH,target=PATH[,readonly] or type=tmpfs,target=PATH.",
+        help="type=bind,source=PATH,target=PATH[,readonly], type=volume,source=NAME,target=PATH"
+        "[,readonly][,volume-nocopy], or type=tmpfs,target=PATH.",
     ),
     click.option(
         "--tmpfs",
@@ -148,6 +155,7 @@ def container_options(
             *mounts.parse_mounts(values["volume"], values["mount"], values["tmpfs"]),
             *networking.socket_mounts(values["publish_socket"]),
         ),
+        volumes_from=mounts.parse_volumes_from(values["volumes_from"]),
         resources=Resources(**limits),
         network=network,
         networks=uses,

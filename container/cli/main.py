@@ -49,6 +49,7 @@ ENTRIES = (
     Entry("images", "container.cli.image.list:command", "List images (`image list`)."),
     Entry("pull", "container.cli.image.pull:command", "Fetch an image (`image pull`)."),
     Entry("load", "container.cli.image.load:command", "Load an image archive (`image load`)."),
+    Entry("volume", "container.cli.volume.group:command", "Create, list and delete volumes."),
     Entry("system", "container.cli.system.group:command", "Start, stop and look at the system."),
     Entry("ipc", "container.cli.ipc.group:command", "Look at services and call them."),
     Entry("completion", f"{VERBS}.completion:command", "Print a shell's completion script."),
@@ -56,8 +57,8 @@ ENTRIES = (
 )
 
 EPILOG = (
-    "Containers have no network by default (--network none); --network host shares the host's. "
-    "Other networks are not there yet."
+    "Containers are in the network named default unless --network says otherwise; with "
+    "--network none they have none, with --network host the host's."
 )
 
 

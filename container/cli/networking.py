@@ -25,9 +25,10 @@ NETWORK_OPTIONS = (
         "--network",
         "--net",
         multiple=True,
+        envvar="CONTAINER_NETWORK",
         metavar="NAME[,FIELD=VALUE]...",
-        help="A network to be in; may be given several times. Fields: ip, ip6, mac, alias, mtu, "
-        "interface. Or none, host, or container:NAME to share another's.",
+        help="A network to be in (default); may be given several times. Fields: ip, ip6, mac, "
+        "alias, mtu, interface. Or none, host, or container:NAME to share another's.",
     ),
     click.option(
         "-p",
@@ -100,8 +101,6 @@ def network_choice(values: dict[str, Any]) -> tuple[str, tuple[NetworkUse, ...]]
         if own:
             raise UsageRefused(f"{_option(own)} needs a network, and --network {mode} is none")
         return mode, ()
-    if not texts and not own and not values["publish"] and not values["publish_all"]:
-        return "none", ()
     uses = tuple(parse_network(text) for text in texts)
     names = [use.network for use in uses]
     for name in names:

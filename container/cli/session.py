@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from container.contracts.apiserver import Containers, Health, Networks
     from container.contracts.images import Images
     from container.contracts.launcher import Launcher
+    from container.contracts.usage import Usage
+    from container.contracts.volumes import Volumes
     from container.ipc import Contract
     from container.storage.paths import Paths
 
@@ -123,6 +125,18 @@ class Session:
         from container.contracts.apiserver import Networks
 
         return self._connected(Networks, self.paths.apiserver_socket, start=True)
+
+    def volumes(self) -> AbstractAsyncContextManager[Volumes]:
+        """Connect to the volumes; the system is started if it is not up."""
+        from container.contracts.volumes import Volumes
+
+        return self._connected(Volumes, self.paths.apiserver_socket, start=True)
+
+    def usage(self) -> AbstractAsyncContextManager[Usage]:
+        """Connect to who knows what the disk is used for; the system is started if need be."""
+        from container.contracts.usage import Usage
+
+        return self._connected(Usage, self.paths.apiserver_socket, start=True)
 
     def health(self) -> AbstractAsyncContextManager[Health]:
         """Connect to the API server's health; the system is not started for that."""

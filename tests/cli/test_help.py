@@ -72,10 +72,11 @@ def test_every_verb_has_help_that_begins_with_a_sentence(run: Any) -> None:
             assert said.err == ""
 
 
-def test_help_says_that_there_is_no_network_by_default(run: Any) -> None:
+def test_help_says_which_network_is_the_default_and_how_to_have_none(run: Any) -> None:
     for words in (("help",), ("help", "run"), ("create", "--help")):
         text = " ".join(run(*words).out.split())
-        assert "no network by default (--network none)" in text, words
+        assert "in the network named" in text, words
+        assert "--network none" in text, words
 
 
 def test_an_unknown_command_gets_a_suggestion(run: Any) -> None:

@@ -12,6 +12,8 @@ ENTRIES = (
     Entry("start", f"{HERE}.start:command", "Start the system, if it is not up."),
     Entry("stop", f"{HERE}.stop:command", "Stop the system."),
     Entry("status", f"{HERE}.status:command", "Show the system and its services."),
+    Entry("df", f"{HERE}.df:command", "Show what the disk is used for."),
+    Entry("prune", f"{HERE}.prune:command", "Delete what nobody uses."),
     Entry("check", f"{HERE}.check:command", "Compare what is on disk with what is there."),
     Entry("install", f"{HERE}.install:command", "Hand the system to systemd."),
     Entry("uninstall", f"{HERE}.install:undo", "Take it back from systemd."),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 HELP = """Create a container without starting it, and print its id.
 
-Start it with "container start". There is no network by default (--network none) until networks are
-there.
+Start it with "container start". It is in the network named "default", unless --network says
+otherwise (--network none: in none).
 """
 
 

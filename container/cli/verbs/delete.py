@@ -17,20 +17,25 @@ not run, and with -f those that run too.
 
 @click.command("delete", cls=Verb, help=HELP)
 @click.option("-f", "--force", is_flag=True, help="Kill those that run; ignore those not there.")
+@click.option("-v", "--volumes", is_flag=True, help="Also their anonymous volumes.")
 @click.option("-a", "--all", "everything", is_flag=True, help="All containers.")
 @click.argument("containers", nargs=-1, metavar="CONTAINER...")
 @click.pass_obj
-def command(session: Session, force: bool, everything: bool, containers: tuple[str, ...]) -> None:
+def command(
+    session: Session, force: bool, volumes: bool, everything: bool, containers: tuple[str, ...]
+) -> None:
     """Delete containers."""
     if everything == bool(containers):
         raise UsageRefused(
             "name the containers, or use --all alone" if everything else "no container is named",
             hint="--all deletes all that do not run" if not everything else None,
         )
-    session.run(_delete, session, containers, force, everything)
+    session.run(_delete, session, containers, force, volumes, everything)
 
 
-async def _delete(session: Session, names: tuple[str, ...], force: bool, everything: bool) -> None:
+async def _delete(
+    session: Session, names: tuple[str, ...], force: bool, volumes: bool, everything: bool
+) -> None:
     import trio
 
     from container.cli.many import each
@@ -50,7 +55,7 @@ async def _delete(session: Session, names: tuple[str, ...], force: bool, everyth
         async def delete(name: str) -> str:
             with trio.fail_after(QUICK):
                 try:
-                    await containers.delete(name, force=force)
+                    await containers.delete(name, force=force, volumes=volumes)
                 except NotFound:
                     if not force and not everything:
                         raise

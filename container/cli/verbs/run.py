@@ -25,7 +25,9 @@ signals are passed on to it; the third Ctrl-C ends this command alone. With -it,
 detaches (not with --rm, which keeps no log). With -t and a stdin that is no terminal, input is
 passed on as if typed.
 
-There is no network by default (--network none) until networks are there.
+The container is in the network named "default", from which it reaches the world through this
+machine; --network none gives it none. CONTAINER_NETWORK names another default. Ports of this
+machine lead to it with -p, as in -p 8080:80.
 """
 
 
