@@ -1,0 +1,3 @@
+"""`container volume`: one file for each verb."""
+
+from __future__ import annotations
