@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import trio
 from attrs import define, field
 
-from container.contracts.network import Attachment, AttachmentRequest
+from container.contracts.network import Attachment, AttachmentRequest, NetworkConfiguration
 from container.contracts.runtime import SandboxNetwork
 from container.ipc import Fd, open_service
 from container.testing.network import FakeNetwork, network_configuration
@@ -22,8 +24,14 @@ class SlowNetwork(FakeNetwork):
 
     stuck = False
 
+    def __init__(self, configuration: NetworkConfiguration) -> None:
+        super().__init__(configuration)
+        self.namespaces: dict[str, int] = {}
+        """By key, the inode of the namespace that was attached last."""
+
     @asynccontextmanager
     async def attach(self, request: AttachmentRequest, namespace: Fd) -> AsyncGenerator[Attachment]:
+        self.namespaces[request.key] = os.fstat(namespace.fileno()).st_ino
         if self.stuck:
             await trio.sleep_forever()
         async with super().attach(request, namespace) as attachment:
@@ -68,6 +76,20 @@ class Helper:
                 key=key, interface=interface, **{"name": "tested", "hostname": "host", **request}
             ),
         )
+
+    def kept(self, key: str) -> bool:
+        """Return whether something is attached, and there is a process to use it.
+
+        What broke off goes with its namespace, which no kernel tells of here.
+        """
+        if key not in self.network.attachments:
+            return False
+        namespace = self.network.namespaces[key]
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{entry}/ns/net").st_ino == namespace:
+                    return True
+        return False
 
     @property
     def attached(self) -> set[str]:

@@ -18,7 +18,13 @@ from attrs import define, evolve
 
 from container.contracts.launcher import Launcher
 from container.contracts.logs import LogStream, decode_records
-from container.contracts.runtime import ProcessSpec, Sandbox, SandboxGate, SandboxSpec
+from container.contracts.runtime import (
+    ProcessSpec,
+    Sandbox,
+    SandboxGate,
+    SandboxNetwork,
+    SandboxSpec,
+)
 from container.ipc import ContainerError, PeerGone
 from container.launcher.boot import ensure_running, wait_stopped
 from container.runtime.cgroup import CgroupFolders, cgroup_path
@@ -26,6 +32,7 @@ from container.runtime.process import unit
 from container.storage.paths import Paths
 
 from .conftest import PATH
+from .networks import Helper
 
 BOUND = 20.0
 """Seconds for anything that must happen."""
@@ -43,6 +50,9 @@ class Survivor:
     at: int = 0
     socket: str = ""
     terminal: bool = False
+    networks: tuple[SandboxNetwork, ...] = ()
+    helpers: tuple[Helper, ...] = ()
+    """Of networks, which live as long as the test."""
 
     @property
     def folder(self) -> Path:
@@ -110,6 +120,8 @@ class Survivor:
     def spec(self, *arguments: str, **options: Any) -> SandboxSpec:
         fields: dict[str, Any] = {"environment": (PATH,), "terminal": self.terminal}
         fields |= options.pop("process", {})
+        if self.networks:
+            options |= {"network": "networks", "networks": self.networks}
         return SandboxSpec(
             id=self.id,
             name="tested",

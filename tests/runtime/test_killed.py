@@ -24,6 +24,7 @@ from container.ipc import ContainerError
 from container.storage.paths import Paths
 
 from .conftest import PATH, real_runtime_missing
+from .networks import Helper, network_helper
 from .surviving import Survivor, System, connected, launcher_running, until
 
 pytestmark = pytest.mark.skipif(
@@ -104,6 +105,57 @@ async def in_bootstrap_with_a_terminal(survivor: Survivor) -> None:
     await in_bootstrap(survivor)
 
 
+async def in_bootstrap_in_networks(survivor: Survivor) -> None:
+    web, db = survivor.helpers
+    survivor.networks = (web.wanted(survivor.id), db.wanted(survivor.id, "eth1"))
+    await attempt(survivor, lambda sandbox: bootstrap(survivor, sandbox))
+    async with survivor.sandbox() as sandbox:
+        state = await sandbox.state()
+        if state.phase is SandboxPhase.EMPTY:
+            assert survivor.inside() == set()
+            assert not web.kept(survivor.id)
+            assert not db.kept(survivor.id)
+        else:
+            await until(lambda: web.kept(survivor.id) and db.kept(survivor.id))
+            assert [each.network_name for each in state.networks] == ["web", "db"]
+    await end(survivor)
+    assert survivor.id not in web.attached | db.attached
+
+
+async def in_join(survivor: Survivor) -> None:
+    web, db = survivor.helpers
+    survivor.networks = (web.wanted(survivor.id),)
+    joined = db.wanted(survivor.id, "eth1")
+    await run(survivor)
+    await attempt(survivor, lambda sandbox: sandbox.join_network(joined))
+    async with survivor.sandbox() as sandbox:
+        names = [each.network_name for each in (await sandbox.state()).networks]
+        if names == ["web"]:  # undone: nobody was told of it
+            await until(lambda: survivor.id not in db.attached)
+            assert await sandbox.join_network(joined) == db.network.attachments[survivor.id]
+        assert survivor.id in web.attached & db.attached
+    await end(survivor)
+    assert survivor.id not in web.attached | db.attached
+
+
+async def in_leave(survivor: Survivor) -> None:
+    web, db = survivor.helpers
+    survivor.networks = (web.wanted(survivor.id), db.wanted(survivor.id, "eth1"))
+    await run(survivor)
+    left = survivor.networks[0].id
+    await attempt(survivor, lambda sandbox: sandbox.leave_network(left))
+    async with survivor.sandbox() as sandbox:
+        await sandbox.leave_network(left)
+        await until(lambda: survivor.id not in web.attached)
+        state = await sandbox.state()
+        assert [each.network_name for each in state.networks] == ["db"]
+        hosts = (survivor.folder / "bundle" / "run" / "hosts").read_text()
+        assert "10.1.0." not in hosts
+        assert "10.2.0." in hosts
+    await end(survivor)
+    assert survivor.id not in db.attached
+
+
 async def in_start(survivor: Survivor) -> None:
     async with survivor.sandbox() as sandbox:
         await bootstrap(survivor, sandbox)
@@ -172,6 +224,9 @@ async def in_shutdown(survivor: Survivor) -> None:
 CALLS = {
     "bootstrap": (in_bootstrap, "bootstrap"),
     "bootstrap with a terminal": (in_bootstrap_with_a_terminal, "bootstrap"),
+    "bootstrap in networks": (in_bootstrap_in_networks, "bootstrap"),
+    "joining a network": (in_join, "join_network"),
+    "leaving a network": (in_leave, "leave_network"),
     "start": (in_start, "start"),
     "exec": (in_exec, "create_process start"),
     "stop": (in_stop, "_kill_all"),
@@ -184,8 +239,15 @@ CALLS = {
 async def test_a_helper_killed_in_a_call_leaves_nothing_half_done(
     system: System, name: str
 ) -> None:
+    folder = system.paths.run
+    async with network_helper(folder, "web") as web, network_helper(folder, "db") as db:
+        await _killed_at_each_step(system, name, (web, db))
+
+
+async def _killed_at_each_step(system: System, name: str, helpers: tuple[Helper, Helper]) -> None:
     scenario, route = CALLS[name]
     counting = await system.container(route, 0)
+    counting.helpers = helpers
     await scenario(counting)
     count = int(counting.flag.read_text())
     assert count >= 3
@@ -197,6 +259,7 @@ async def test_a_helper_killed_in_a_call_leaves_nothing_half_done(
     async def at(step: int) -> None:
         async with slots:
             survivor = await system.container(route, step)
+            survivor.helpers = helpers
             try:
                 await scenario(survivor)
             except BaseException as error:
