@@ -437,33 +437,35 @@ class NetworkService(Actor, Network):
     # --- what happens to interfaces ---
 
     async def _watch(self, events: LinkEvents) -> None:
-        async with trio.open_nursery() as nursery:
-            while True:
-                for event in await events.next():
-                    match event:
-                        case Missed():
-                            for held in self._held.values():
-                                nursery.start_soon(self._look_after, held)
-                            self._heal(nursery)
-                        case Gone(link):
-                            bridge = self._upkeep.link
-                            if bridge is not None and link.index == bridge.index:
-                                self._heal(nursery)
-                            elif (held := self._of(link)) is not None:
-                                nursery.start_soon(self._look_after, held)
-                        case Changed(link):
-                            bridge = self._upkeep.link
-                            if bridge is None:
-                                continue
-                            moved = link.master != bridge.index and self._of(link) is not None
-                            if moved or (link.index == bridge.index and not link.up):
-                                self._heal(nursery)
+        while True:
+            for event in await events.next():
+                bridge = self._upkeep.link
+                match event:
+                    case Missed():
+                        for held in self._held.values():
+                            self.nursery.start_soon(self._look_after, held)
+                        self._heal_soon()
+                    case Gone(link) if bridge is not None and link.index == bridge.index:
+                        self._heal_soon()
+                    case Changed(link) if bridge is not None and link.index == bridge.index:
+                        if not link.up:
+                            self._heal_soon()
+                    case Gone(link) | Changed(link):
+                        held = self._of(link)
+                        # What is told of while it is being made or removed is looked at after that.
+                        gone = isinstance(event, Gone)
+                        if held is not None and (gone or not self._in_place(link)):
+                            self.nursery.start_soon(self._look_after, held)
 
-    def _heal(self, nursery: trio.Nursery) -> None:
+    def _in_place(self, link: Link) -> bool:
+        bridge = self._upkeep.link
+        return bridge is None or link.master == bridge.index
+
+    def _heal_soon(self) -> None:
         # Once for all that happens at once: a bridge that goes is told of by each of its ports.
         if not self._healing:
             self._healing = True
-            nursery.start_soon(self._heal_bridge)
+            self.nursery.start_soon(self._heal_bridge)
 
     def _of(self, link: Link) -> _Held | None:
         return next(
@@ -484,6 +486,8 @@ class NetworkService(Actor, Network):
                     return
                 found = await self._upkeep.in_kernel(partial(self._bridge.port, key))
                 if found is not None and found.index == held.port.index:
+                    if not self._in_place(found):
+                        self._heal_soon()
                     return
                 if held.namespace is None:
                     await self._release(held)

@@ -33,6 +33,7 @@ from container.contracts.network import (
 from container.ipc import Actor, Fd, NotFound, current_call
 from container.network import namespaces
 from container.network.leases import Leases, check_mac, mac_of
+from container.network.netlink import IFF_UP, RTM_SETLINK, Netlink, link_body
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class NetworkNamespace:
 
     def __enter__(self) -> Self:
         self._fd = namespaces.new()
-        self.run("ip", "link", "set", "lo", "up")
+        self.call(_loopback_up)
         return self
 
     def __exit__(
@@ -71,8 +72,8 @@ class NetworkNamespace:
         return self._fd
 
     def duplicate(self) -> Fd:
-        """Return a further descriptor, to be sent away or closed."""
-        return Fd(os.dup(self.fileno()))
+        """Return a further descriptor, given away by the call that it is sent in."""
+        return Fd.give(os.dup(self.fileno()))
 
     @property
     def path(self) -> str:
@@ -150,6 +151,13 @@ class NetworkNamespace:
             _thread_cache.THREAD_CACHE = cache
             namespaces.enter(before)
             os.close(before)
+
+
+def _loopback_up() -> None:
+    with Netlink() as kernel:
+        loopback = kernel.link("lo")
+        assert loopback is not None
+        kernel.change(RTM_SETLINK, link_body(loopback.index, flags=IFF_UP))
 
 
 def can_make_namespaces() -> bool:
