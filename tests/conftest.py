@@ -41,7 +41,49 @@ os.environ["CONTAINER_NETWORK"] = "none"
 their own, and name the networks that they mean."""
 
 ALONE = bool(os.environ.get("CI"))
-"""In CI nothing else runs on the machine, so that any new mount or cgroup is ours."""
+"""In CI no other test of ours makes mounts and control groups at the same time, so that any new one
+is this test's."""
+
+
+ONE_PYTHON = {
+    "tests/runtime/test_adoption.py": "real containers: the kernel's and the OCI runtime's doing",
+    "tests/runtime/test_conformance.py": "the same",
+    "tests/runtime/test_killed.py": "the same, killed at each step",
+    "tests/runtime/test_pause.py": "real containers",
+    "tests/runtime/test_process.py": "the same",
+    "tests/runtime/test_real.py": "the same",
+    "tests/runtime/test_unfinished.py": "the same",
+    "tests/launcher/test_descriptors.py": "processes killed again and again; what they do is the same",
+    "tests/launcher/test_killed.py": "the launcher killed at each step",
+    "tests/launcher/test_readiness.py": "real time that services take; test_supervision has the rules",
+    "tests/launcher/test_service.py": "whole systems; test_boot and test_zygote start some, too",
+    "tests/launcher/test_systemd.py": "whole systems under a systemd that is played",
+    "tests/ipc/spawn/test_stop.py": "processes that do not end in time",
+    "tests/ipc/chaos/": "ten seconds of chance over three processes",
+    "tests/ipc/conformance/test_breaches.py": "pytest run in pytest: breaches of a transport's own",
+    "tests/ipc/conformance/test_how_to.py": "the same, of the page",
+    "tests/ipc/wire/test_joined": "long searches through bytes: the wire knows no interpreter",
+    "tests/cli/test_terminal.py": "the kernel's terminals",
+    "tests/faults/": "faults at each step, and power losses of each boundary",
+    "tests/fuzz/": "half a minute of chance, in an interpreter that is built for it",
+    "tests/mutations/": "the tests of the tests",
+    "tests/benchmarks/": "that every row can be measured",
+    "tests/test_documents.py": "what the documents say, typed in",
+    "tests/type_tests/": "a type checker, told which Python it is to think of",
+}
+"""Beginnings of the paths of tests that run with one Python alone (`one_python`), and why.
+
+With each further Python all else runs again: what is computed, the wire and the actors in memory,
+and enough processes to see that they start, fork, serve and end.
+"""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what need not run again with another Python."""
+    beginnings = tuple(ONE_PYTHON)
+    for item in items:
+        if item.nodeid.startswith(beginnings) or item.get_closest_marker("system"):
+            item.add_marker(pytest.mark.one_python)
 
 
 def open_descriptors() -> frozenset[str]:
