@@ -29,6 +29,7 @@ from container.ipc import (
     Unavailable,
     Unsupported,
     connection_of,
+    open_service,
 )
 from container.network import forwarding, nft, service
 from container.network.bridge import bridge_name, port_name
