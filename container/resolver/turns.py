@@ -1,7 +1,7 @@
 """Work that takes a while, bounded in all and for each client, and fair between them.
 
 A client that asks for much waits for itself: whenever work ends, the next is that of the client
-with the least under way.
+with the least under way, and among those the one whose last turn is the longest ago.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ Work = Callable[[], Awaitable[None]]
 @define
 class _Line:
     active: int = 0
+    last: int = 0
+    """Number of its last turn."""
     waiting: deque[Work] = field(factory=deque[Work])
 
 
@@ -43,6 +45,7 @@ class Turns:
         self._most_waiting = most_waiting
         self._lines: dict[str, _Line] = {}
         self._hungry: dict[str, _Line] = {}
+        self._turn = 0
         self.active = 0
         """Pieces of work under way."""
 
@@ -63,16 +66,20 @@ class Turns:
 
     def _fill(self) -> None:
         while self.active < self._most:
-            ready = [c for c, line in self._hungry.items() if line.active < self._most_each]
+            ready = [
+                (line.active, line.last, client)
+                for client, line in self._hungry.items()
+                if line.active < self._most_each
+            ]
             if not ready:
                 return
-            client = min(ready, key=lambda each: self._hungry[each].active)
+            client = min(ready)[2]
             line = self._hungry[client]
             work = line.waiting.popleft()
-            # Last in the row of those that are as busy as it.
-            del self._hungry[client]
-            if line.waiting:
-                self._hungry[client] = line
+            if not line.waiting:
+                del self._hungry[client]
+            self._turn += 1
+            line.last = self._turn
             line.active += 1
             self.active += 1
             self._nursery.start_soon(self._run, client, line, work)
