@@ -8,8 +8,9 @@ from container.process import Context, run_process
 
 
 async def serve(context: Context) -> None:
-    """Serve `Containers`, `Volumes`, `Networks`, `Plugins` and `Health` until stopped."""
+    """Serve `Containers`, `Volumes`, `Networks`, `Usage`, `Plugins` and `Health` until stopped."""
     from container.apiserver.containers import ContainersService
+    from container.apiserver.disk_usage import UsageService
     from container.apiserver.health import HealthService
     from container.apiserver.links import Link
     from container.apiserver.network_table import NetworkTable
@@ -46,8 +47,12 @@ async def serve(context: Context) -> None:
         )
         networks = NetworksService(table, containers)
         health = HealthService(paths, census=containers.census, started=utc_now())
+        volumes = containers.volumes
+        usage = UsageService(
+            paths, containers=containers, volumes=volumes, networks=networks, images=images
+        )
         at = context.listener or paths.apiserver_socket
-        async with open_service(containers, containers.volumes, networks, plugins, health, at=at):
+        async with open_service(containers, volumes, networks, usage, plugins, health, at=at):
             await context.ready()
             await trio.sleep_forever()
 

@@ -156,9 +156,9 @@ class ImagesUsage:
     size_bytes: int
     """Of all blobs and unpacked layers, each counted once."""
     unneeded_bytes: int
-    """Of these, what `prune` frees."""
+    """Of these, what nothing needs once the ignored holders are gone: `prune` frees it."""
     unused_bytes: int
-    """Of these, what `prune(everything=True)` frees, once the ignored holders are gone."""
+    """Of these, what `prune(everything=True)` frees then."""
 
 
 @frozen

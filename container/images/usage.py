@@ -82,7 +82,7 @@ async def measure(store: Store, ignoring: Collection[str]) -> ImagesUsage:
     chains = {chain: store.snapshots.folder_of(chain) for chain in store.snapshots.records}
     needs = {digest: Parts.of(digest, it) for digest, it in targets.items() if it is not None}
     gone = unused(store, targets, ignoring)
-    now = _needed(store, needs, store.references, ())
+    now = _needed(store, needs, store.references, ignoring)
     then = _needed(
         store, needs, {key: it for key, it in store.references.items() if key not in gone}, ignoring
     )
