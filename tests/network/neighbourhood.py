@@ -149,6 +149,8 @@ async def telling(
         for family in families or (4, 6):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                 bound = namespace.socket(_family(family), kind)
+                nursery.start_soon(_closed_in_the_end, bound)
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == 6:
                     bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 bound.bind(("::" if family == 6 else "0.0.0.0", port))
@@ -159,6 +161,11 @@ async def telling(
                 nursery.start_soon(tell, trio.socket.from_stdlib_socket(bound))
         yield
         nursery.cancel_scope.cancel()
+
+
+async def _closed_in_the_end(bound: socket.socket) -> None:
+    with bound:
+        await trio.sleep_forever()
 
 
 async def _tell_streams(bound: trio.socket.SocketType) -> None:
