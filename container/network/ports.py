@@ -164,7 +164,7 @@ class PublishedPorts:
         for port in ports:
             for at in range(port.count):
                 place = (port.protocol, port.host_address, port.host_port + at)
-                target = _target(bare, port, at)
+                target = proxy.Target(bare, port.container_port + at)
                 try:
                     (reserved,) = reserve(*place, 1)
                 except ContainerError as error:
@@ -235,7 +235,7 @@ class PublishedPorts:
         for port in chosen:
             for at in range(port.count):
                 place = (port.protocol, port.host_address, port.host_port + at)
-                target, kept = _target(bare, port, at), before.get(place)
+                target, kept = proxy.Target(bare, port.container_port + at), before.get(place)
                 if kept is None:
                     published.hosts[place] = self._relayed(new[place], target)
                 elif kept.target == target:
@@ -404,9 +404,3 @@ def _rules_can(host_address: str, address: str) -> bool:
     if host.version == 6 and (host.is_link_local or host.is_loopback):
         return False
     return host.version == ipaddress.ip_address(address).version
-
-
-def _target(addresses: Sequence[str], port: PublishedPort, at: int) -> proxy.Target:
-    # IPv6 first: a client that chose it may have a reason, and a service of IPv4 alone is next.
-    best = sorted(addresses, key=lambda address: ":" not in address)
-    return proxy.Target(tuple(best), port.container_port + at)

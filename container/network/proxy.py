@@ -24,7 +24,7 @@ from collections import OrderedDict
 from typing import cast
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from container.network.reserving import IP_PKTINFO
 
@@ -54,8 +54,14 @@ class Target:
     """Where a host port leads."""
 
     addresses: tuple[str, ...]
-    """The container's, best first: a service may listen on one of them alone."""
+    """The container's."""
     port: int
+
+    def for_family(self, family: int) -> Target:
+        """Return it with the addresses of a family first: a service may listen on one alone."""
+        six = family == socket.AF_INET6
+        best = sorted(self.addresses, key=lambda address: (":" in address) != six)
+        return evolve(self, addresses=tuple(best))
 
 
 def room_for_all() -> trio.CapacityLimiter:
@@ -72,6 +78,7 @@ async def relay_streams(
     """
     # A second object for one descriptor: the caller closes it.
     accepts = trio.socket.from_stdlib_socket(listener)
+    target = target.for_family(listener.family)
     here = trio.CapacityLimiter(CONNECTIONS)
     async with trio.open_nursery() as nursery:
         while True:
@@ -207,6 +214,7 @@ async def relay_datagrams(
 
     A datagram for which there is no room anywhere is dropped, as the network would.
     """
+    target = target.for_family(bound.family)
     await _Datagrams(trio.socket.from_stdlib_socket(bound), target, everyone).relay()
 
 

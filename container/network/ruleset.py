@@ -249,8 +249,10 @@ class Ruleset:
                 ),
             ]
             if self.network.internal:
-                # Its containers have no way to answer anybody else.
-                rules.append((there, _field(family, "daddr", _prefix(subnet)), _MASQUERADE))
+                # Its containers have no way to answer anybody else. What goes from one of them to
+                # another comes by here too where br_netfilter is at work.
+                theirs = _field(family, "saddr", _prefix(subnet), op="!=")
+                rules.append((there, theirs, _MASQUERADE))
                 continue
             everyone = _prefix("ff00::/8" if family == "ip6" else "224.0.0.0/4")
             rules += [

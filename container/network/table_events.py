@@ -15,7 +15,6 @@ from typing import Self
 import trio
 
 _NETLINK_NETFILTER = 12
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUP_NFTABLES = 7
 _SUBSYSTEM_NFTABLES = 10 << 8
 _NEW_TABLE, _DELETE_TABLE, _NEW_GENERATION = 0, 2, 15
@@ -40,12 +39,15 @@ class TableEvents:
         self._deleted = False
 
     def __enter__(self) -> Self:
-        self._hears = trio.socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        hears = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         try:
-            self._hears.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+            hears.setblocking(False)
+            # A socket without an address of its own hears nothing.
+            hears.bind((0, 1 << (_GROUP_NFTABLES - 1)))
         except OSError:
-            self._hears.close()
+            hears.close()
             raise
+        self._hears = trio.socket.from_stdlib_socket(hears)
         return self
 
     def __exit__(
