@@ -26,12 +26,23 @@ class SlowNetwork(FakeNetwork):
 
     def __init__(self, configuration: NetworkConfiguration) -> None:
         super().__init__(configuration)
-        self.namespaces: dict[str, int] = {}
-        """By key, the inode of the namespace that was attached last."""
+        self.namespaces: dict[str, Fd] = {}
+        """By key, the namespace that was attached last; held, or another one gets its inode."""
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[None]:
+        try:
+            async with super().lifespan():
+                yield
+        finally:
+            for namespace in self.namespaces.values():
+                namespace.close()
 
     @asynccontextmanager
     async def attach(self, request: AttachmentRequest, namespace: Fd) -> AsyncGenerator[Attachment]:
-        self.namespaces[request.key] = os.fstat(namespace.fileno()).st_ino
+        if last := self.namespaces.pop(request.key, None):
+            last.close()
+        self.namespaces[request.key] = namespace.duplicate()
         if self.stuck:
             await trio.sleep_forever()
         async with super().attach(request, namespace) as attachment:
@@ -84,7 +95,7 @@ class Helper:
         """
         if key not in self.network.attachments:
             return False
-        namespace = self.network.namespaces[key]
+        namespace = os.fstat(self.network.namespaces[key].fileno()).st_ino
         for entry in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
                 if os.stat(f"/proc/{entry}/ns/net").st_ino == namespace:
