@@ -136,6 +136,9 @@ def neighbourhood(host: NetworkNamespace) -> Iterator[Neighbourhood]:
         )
         for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
             host.run("sysctl", "-qw", f"{name}=1")
+        # The first look for a neighbour on a new cable is lost, and the next is a second later.
+        mac = outside.run("ip", "-br", "link", "show", "eth0").stdout.split()[2]
+        host.run("ip", "neighbour", "add", OUTSIDE6, "lladdr", mac, "dev", "eth0")
         yield Neighbourhood(host, outside, stack)
 
 
