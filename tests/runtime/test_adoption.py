@@ -23,6 +23,7 @@ from container.runtime.records import Records, Step
 from container.storage.paths import Paths
 
 from .conftest import PATH, pipe, read_all, real_runtime_missing, runtimes
+from .networks import network_helper
 from .surviving import Survivor, System, alive, connected, launcher_running, next_launcher, until
 
 pytestmark = pytest.mark.skipif(
@@ -328,3 +329,41 @@ async def test_a_container_that_is_dialled_after_an_adoption_answers(system: Sys
             dialled.settimeout(5)
             assert await trio.to_thread.run_sync(dialled.recv, 100) == b"hello\n"
     await end(survivor)
+
+
+async def test_a_container_stays_in_its_networks_whoever_is_killed(system: System) -> None:
+    async with network_helper(system.paths.run, "web") as web:
+        survivor = await system.container()
+        survivor.networks = (web.wanted(survivor.id),)
+        pid = await running(survivor, "sleep", "100")
+        own = os.stat(f"/proc/{pid}/ns/net").st_ino
+        attachment = web.network.attachments[survivor.id]
+
+        async def taken_up(times: int) -> None:
+            async with survivor.sandbox() as sandbox:  # which starts the helper if need be
+                assert (await sandbox.state()).networks == (attachment,)
+                await until(lambda: len(web.network.requests) == times)
+            with web.network.namespaces[survivor.id].duplicate() as given:
+                assert os.fstat(given.fileno()).st_ino == own
+            assert web.network.attachments == {survivor.id: attachment}
+
+        await taken_up(1)
+        await survivor.kill()
+        await taken_up(2)
+        await web.kill()
+        await web.start()
+        await taken_up(3)
+        await web.kill()
+        await survivor.kill()
+        async with survivor.sandbox() as sandbox:
+            # It is known before the network's helper is back.
+            assert (await sandbox.state()).networks == (attachment,)
+            await web.start()
+        await taken_up(4)
+        async with next_launcher(system):
+            await survivor.registered()
+            await web.kill()
+            await web.start()
+            await taken_up(5)
+            await end(survivor)
+        assert web.attached == set()
