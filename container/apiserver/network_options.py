@@ -110,7 +110,7 @@ def check_uses(uses: Sequence[NetworkUse]) -> None:
             check_mtu(use.mtu)
         _check_number("aliases", use.aliases)
         for alias in use.aliases:
-            check_domain(alias, "alias")
+            check_domain(alias, "an alias")
 
 
 def check_use(use: NetworkUse, network: NetworkConfiguration) -> None:
@@ -179,7 +179,7 @@ def check_domain(name: str, what: str) -> None:
     labels = name.removesuffix(".").split(".")
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise InvalidArgument(
-            f"{name!r} can't be a {what}: use letters, digits and '-' between dots, "
+            f"{name!r} can't be {what}: use letters, digits and '-' between dots, "
             "at most 63 in a row"
         )
 
@@ -201,7 +201,7 @@ def check_names(names: NameOptions) -> None:
         parse_address(server, "address of a DNS server")
     for domain in names.search:
         if domain != ".":
-            check_domain(domain, "search domain")
+            check_domain(domain, "a search domain")
     for option in names.options:
         if not _WORD.fullmatch(option):
             raise InvalidArgument(f"{option!r} is no DNS option: one word, as in ndots:2")
@@ -209,7 +209,7 @@ def check_names(names: NameOptions) -> None:
         name, colon, address = host.partition(":")
         if not colon:
             raise InvalidArgument(f"{host!r} is no host: write NAME:ADDRESS")
-        check_domain(name, "host's name")
+        check_domain(name, "a host's name")
         if address != "host-gateway":
             parse_address(address, f"address of the host {name}")
     if names.keep_hosts and names.hosts:
