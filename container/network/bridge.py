@@ -23,7 +23,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from attrs import field, frozen
@@ -70,7 +70,7 @@ class Survey:
 
     bridge: Link | None
     ports: dict[str, Link] = field(factory=dict[str, Link])
-    """By key of the attachment, or name where no alias says."""
+    """By key of the attachment."""
 
 
 class Bridge:
@@ -145,24 +145,23 @@ class Bridge:
             if found is not None and _ours(found, self._network.id):
                 _delete(kernel, found.index)
 
-    def survey(self) -> Survey:
-        """Return what is there of this network."""
+    def survey(self, keys: Iterable[str]) -> Survey:
+        """Return what is there of this network.
+
+        Args:
+            keys: Of attachments that were written down: theirs may have no alias yet.
+        """
         with _told(f"bridge {self.name}"), Netlink() as kernel:
             links = kernel.links()
-        bridge = next((each for each in links if each.name == self.name), None)
+        unnamed = {port_name(self._network.id, key): key for key in keys}
         ports: dict[str, Link] = {}
         for link in links:
             key = _attachment(link, self._network.id)
+            if key is None and link.kind == "veth" and not link.alias:
+                key = unnamed.get(link.name)
             if key is not None:
                 ports[key] = link
-            elif (
-                link.kind == "veth"
-                and not link.alias
-                and (not link.master or (bridge is not None and link.master == bridge.index))
-                and re.fullmatch(r"ctv[0-9a-f]{8}", link.name)
-            ):
-                ports[link.name] = link  # made, and its maker killed before it was named
-        return Survey(bridge, ports)
+        return Survey(next((each for each in links if each.name == self.name), None), ports)
 
     def port(self, key: str) -> Link | None:
         """Return the host's end of an attachment, if it is there."""

@@ -151,7 +151,7 @@ class NetworkService(Actor, Network):
     async def _recover(self) -> None:
         """Compare what was written down with the kernel."""
         records = self._records.state.records
-        survey = await self._upkeep.in_kernel(self._bridge.survey)
+        survey = await self._upkeep.in_kernel(partial(self._bridge.survey, tuple(records)))
         for key, record in tuple(records.items()):
             if key not in survey.ports:
                 del records[key]
