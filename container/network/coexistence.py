@@ -35,7 +35,7 @@ class _Table:
     rules: dict[str, list[list[Json]]] = field(factory=dict[str, list[list[Json]]])
     """By chain, each as its expressions."""
 
-    def base(self, hook: str) -> Iterable[str]:
+    def base_chains(self, hook: str) -> Iterable[str]:
         return (
             name
             for name, chain in self.chains.items()
@@ -44,13 +44,27 @@ class _Table:
 
     def drops(self, chain: str) -> bool:
         """Whether a packet that no rule knows is dropped in a base chain."""
+        verdict = self._verdict(chain, frozenset())
+        return (verdict or self.chains[chain].get("policy")) == "drop"
+
+    def _verdict(self, chain: str, above: frozenset[str]) -> str | None:
+        """Return what is done with such a packet, or None if the chain leaves it be."""
         for rule in self.rules.get(chain, ()):
             said = [part for part in rule if not _is_ignored(part)]
-            if len(said) == 1 and "accept" in said[0]:
-                return False
-            if len(said) == 1 and _is_drop(said[0]):
-                return True
-        return self.chains[chain].get("policy") == "drop"
+            # One part is a verdict without a condition.
+            if len(said) != 1:
+                continue
+            if "accept" in said[0] or _is_drop(said[0]):
+                return "accept" if "accept" in said[0] else "drop"
+            if "return" in said[0]:
+                return None
+            for verb in ("jump", "goto"):
+                target = said[0].get(verb, {}).get("target", "")
+                if target and target not in above:
+                    verdict = self._verdict(target, above | {chain})
+                    if verdict is not None or verb == "goto":
+                        return verdict
+        return None
 
     def lets_pass(self, bridge: str, key: str) -> bool:
         """Whether some rule lets packets of the bridge pass, or has a chain of its own for them."""
@@ -131,7 +145,7 @@ def _of_hook(table: _Table, bridge: str, hook: str, keys: Sequence[str]) -> list
     if table.name == "firewalld":
         # A zone is that of the interface by which a packet arrives.
         keys = ("iifname",)
-    dropping = [chain for chain in table.base(hook) if table.drops(chain)]
+    dropping = [chain for chain in table.base_chains(hook) if table.drops(chain)]
     if not dropping or all(table.lets_pass(bridge, key) for key in keys):
         return []
     where = f"chain {dropping[0]} of table {table.family} {table.name}"
