@@ -152,6 +152,11 @@ class Networking:
         """Return what the container is attached to now."""
         return tuple(s.attachment for s in self._sessions.values() if s.attachment is not None)
 
+    def launcher_came(self) -> None:
+        """Open now what waits to be opened again: it is launchers that start networks' helpers."""
+        for session in (*self._sessions.values(), *self._leaving):
+            session.open_now()
+
     async def hand_out(self) -> Fd:
         """Return a further descriptor of the namespace; what shares it is taken care of at the end.
 

@@ -103,7 +103,9 @@ async def serve(context: Context) -> int | None:
     try:
         async with trio.open_nursery() as nursery:
             # Before the service: an earlier helper's processes may have to be asked for there.
-            nursery.start_soon(_stay, context, options.container_id, keeper, nursery.cancel_scope)
+            nursery.start_soon(
+                *(_stay, context, options.container_id, keeper, service, nursery.cancel_scope)
+            )
             async with service, open_service(RuntimeGate(Sandbox, service), at=context.listener):
                 await service.ended.wait()
             nursery.cancel_scope.cancel()
@@ -113,7 +115,11 @@ async def serve(context: Context) -> int | None:
 
 
 async def _stay(
-    context: Context, container_id: str, keeper: LauncherKeeper, scope: trio.CancelScope
+    context: Context,
+    container_id: str,
+    keeper: LauncherKeeper,
+    service: SandboxService,
+    scope: trio.CancelScope,
 ) -> None:
     socket = context.paths.launcher_socket
     if context.owned:
@@ -124,12 +130,17 @@ async def _stay(
         finally:
             scope.cancel()
     assert context.listener is not None
+
+    async def until_gone(launcher: Launcher) -> None:
+        service.launcher_came()
+        await keeper.serve(launcher)
+
     await stay_registered(
         partial(Launcher.connect, socket),
         unit(container_id, tuple(sys.argv)),
         context.listener,
         socket,
-        until_gone=keeper.serve,
+        until_gone=until_gone,
     )
 
 

@@ -136,6 +136,10 @@ class SandboxRun(Actor):
         if first.state is not ProcessState.EXITED:
             self.nursery.start_soon(self._supervise_first, first)
 
+    def launcher_came(self) -> None:
+        """Hear that there is a launcher, the first or another one."""
+        self._networking.launcher_came()
+
     # --- taking up a run ---
 
     async def _take_up(self) -> None:

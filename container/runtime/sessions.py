@@ -146,6 +146,10 @@ class Session:
         """Have it left as soon as it is held."""
         self._left.set()
 
+    def open_now(self) -> None:
+        """Open it now if it waits to do so, and often from now on: its helper may be back."""
+        self._supervised.reset()
+
     @property
     def over(self) -> bool:
         """Whether it has ended."""

@@ -25,6 +25,7 @@ from container.contracts.runtime import (
 )
 from container.ipc import (
     AlreadyExists,
+    Backoff,
     Fd,
     InvalidArgument,
     InvalidState,
@@ -257,6 +258,20 @@ async def test_an_attachment_is_taken_up_again_after_its_networks_helper_was_kil
                 await trio.sleep(0.002)
         assert (await service.state()).networks == before
     assert web.attached == set()
+
+
+async def test_a_new_launcher_has_attachments_taken_up_at_once(
+    place: Place, web: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "BACKOFF", Backoff(first=1000.0, longest=1000.0))
+    async with place.running(web.wanted(ID)) as service:
+        await web.kill()
+        await web.start()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(web.network.requests) == 1
+        service.launcher_came()
+        while len(web.network.requests) == 1:  # noqa: ASYNC110
+            await trio.sleep(0.002)
 
 
 async def test_addresses_that_have_changed_meanwhile_are_told(place: Place, web: Helper) -> None:
