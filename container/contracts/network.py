@@ -151,7 +151,11 @@ class Network(Contract, name="network", version=1):
 
     @abstractmethod
     async def status(self) -> NetworkStatus:
-        """Return what it is, with all attachments."""
+        """Return what it is, with all attachments.
+
+        Raises:
+            InvalidArgument: it was created with what its driver can't do: an option, a range.
+        """
         ...
 
     @abstractmethod

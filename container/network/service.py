@@ -194,6 +194,7 @@ class NetworkService(Actor, Network):
     # --- the contract ---
 
     async def status(self) -> NetworkStatus:
+        check_network(self._network)
         return NetworkStatus(
             id=self._network.id,
             name=self._network.name,
@@ -209,7 +210,6 @@ class NetworkService(Actor, Network):
         assert self._ports is not None
         found = list(self._troubles.values())
         try:
-            check_network(self._network)
             found += await self._upkeep.problems()
             found += await self._ports.problems()
         except ContainerError as error:
