@@ -57,7 +57,7 @@ def network_folders(world: Any) -> list[str]:
 
 
 async def test_a_network_is_on_disk_for_us_and_for_its_helper_before_the_reply(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     made = await make(world, labels={"a": "b"}, mtu=1400)
     assert (made.subnets, made.gateways) == (("10.89.0.0/24",), ("10.89.0.1",))
@@ -70,7 +70,7 @@ async def test_a_network_is_on_disk_for_us_and_for_its_helper_before_the_reply(
 
 
 async def test_the_unit_of_a_helper_starts_with_a_connection_and_ends_when_idle(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     made = await make(world)
     unit = world.launcher._services[f"network.{made.id}"].unit
@@ -81,7 +81,9 @@ async def test_the_unit_of_a_helper_starts_with_a_connection_and_ends_when_idle(
     assert not unit.outlives_launcher
 
 
-async def test_ranges_are_nobody_elses(world: Any, containers: ContainersService) -> None:
+async def test_ranges_are_nobody_elses(
+    autojump_clock: Any, world: Any, containers: ContainersService
+) -> None:
     world.routes = (Taken(parse_range("10.89.1.0/24"), "the host's route by eth0"),)
     assert (await make(world, "a")).subnets == ("10.89.0.0/24",)
     assert (await make(world, "b")).subnets == ("10.89.2.0/24",)
@@ -93,7 +95,7 @@ async def test_ranges_are_nobody_elses(world: Any, containers: ContainersService
 
 
 async def test_many_networks_made_at_once_have_a_range_each(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(20):
@@ -103,7 +105,7 @@ async def test_many_networks_made_at_once_have_a_range_each(
 
 
 async def test_a_network_that_no_range_is_left_for_is_refused(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     world.routes = tuple(
         Taken(parse_range(text), "x") for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
@@ -138,6 +140,7 @@ async def test_a_network_that_no_range_is_left_for_is_refused(
     ],
 )
 async def test_a_network_that_makes_no_sense_is_refused_and_leaves_nothing(
+    autojump_clock: Any,
     world: Any,
     containers: ContainersService,
     fields: dict[str, Any],
@@ -150,14 +153,16 @@ async def test_a_network_that_makes_no_sense_is_refused_and_leaves_nothing(
     assert world.launcher.names() == ()
 
 
-async def test_a_name_is_taken_once(world: Any, containers: ContainersService) -> None:
+async def test_a_name_is_taken_once(
+    autojump_clock: Any, world: Any, containers: ContainersService
+) -> None:
     made = await make(world)
     with pytest.raises(AlreadyExists, match=f"taken by network {made.id}"):
         await make(world)
 
 
 async def test_options_are_looked_at_by_the_driver_which_may_refuse_them(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world, "good", options={"com.example": "1"})
     assert world.faults.calls.count("network.status") == 1
@@ -168,7 +173,9 @@ async def test_options_are_looked_at_by_the_driver_which_may_refuse_them(
     assert len(network_folders(world)) == 1
 
 
-async def test_networks_survive_the_api_server_with_ranges_and_names(world: Any) -> None:
+async def test_networks_survive_the_api_server_with_ranges_and_names(
+    autojump_clock: Any, world: Any
+) -> None:
     async with world.server():
         made = await make(world, ipv6=True, internal=True)
     await world.launcher.shutdown()
@@ -180,7 +187,9 @@ async def test_networks_survive_the_api_server_with_ranges_and_names(world: Any)
         assert (await make(world, "next")).subnets == ("10.89.1.0/24",)
 
 
-async def test_the_helper_of_a_network_that_is_gone_is_ended_at_the_next_start(world: Any) -> None:
+async def test_the_helper_of_a_network_that_is_gone_is_ended_at_the_next_start(
+    autojump_clock: Any, world: Any
+) -> None:
     async with world.server():
         made = await make(world)
     for path in sorted((world.paths.networks / made.id).iterdir()):
@@ -191,7 +200,9 @@ async def test_the_helper_of_a_network_that_is_gone_is_ended_at_the_next_start(w
         assert world.launcher.names() == ()
 
 
-async def test_a_document_that_can_not_be_read_sets_its_network_aside_alone(world: Any) -> None:
+async def test_a_document_that_can_not_be_read_sets_its_network_aside_alone(
+    autojump_clock: Any, world: Any
+) -> None:
     async with world.server() as containers:
         broken, whole = await make(world, "a"), await make(world, "b")
         await containers.create(world_options(networks=uses("a"), name="it"))
@@ -205,7 +216,9 @@ async def test_a_document_that_can_not_be_read_sets_its_network_aside_alone(worl
         assert (await containers.get("it")).status is ContainerStatus.CREATED
 
 
-async def test_what_was_half_made_is_swept_and_the_helpers_copy_is_mended(world: Any) -> None:
+async def test_what_was_half_made_is_swept_and_the_helpers_copy_is_mended(
+    autojump_clock: Any, world: Any
+) -> None:
     async with world.server():
         made = await make(world)
     (world.paths.networks / ".0123456789ab.new").mkdir()
@@ -221,7 +234,7 @@ async def test_what_was_half_made_is_swept_and_the_helpers_copy_is_mended(world:
 
 
 async def test_a_network_is_found_by_name_id_and_beginning(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     made = await make(world)
     for word in ("web", made.id, made.id[:6]):
@@ -234,7 +247,7 @@ async def test_a_network_is_found_by_name_id_and_beginning(
 
 
 async def test_a_helper_that_does_not_answer_costs_its_network_no_more_than_its_word(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     made = await make(world)
     world.faults.waits["network.status"] = trio.Event()
@@ -257,7 +270,7 @@ def world_options(**options: Any) -> Any:
 
 
 async def test_the_default_network_is_made_when_it_is_first_needed(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     assert await world.networks.list() == ()
     async with trio.open_nursery() as nursery:
@@ -273,7 +286,7 @@ async def test_the_default_network_is_made_when_it_is_first_needed(
 
 
 async def test_a_default_network_of_the_users_own_is_taken(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world, "default", subnets=("10.9.0.0/24",))
     await containers.create(world_options())
@@ -281,7 +294,7 @@ async def test_a_default_network_of_the_users_own_is_taken(
 
 
 async def test_a_network_is_named_in_documents_however_it_was_named_by_the_user(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     made = await make(world)
     container = await containers.create(world_options(networks=uses(made.id[:8])))
@@ -291,7 +304,7 @@ async def test_a_network_is_named_in_documents_however_it_was_named_by_the_user(
 
 
 async def test_a_container_in_no_network_that_is_there_is_not_made(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     made = await make(world)
     with pytest.raises(NotFound, match="no network 'wed'"):
@@ -307,7 +320,7 @@ async def test_a_container_in_no_network_that_is_there_is_not_made(
 
 
 async def test_the_helper_is_asked_for_each_network_and_its_word_is_shown_while_it_runs(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     web, db = await make(world, "web"), await make(world, "db", internal=True)
     port = PublishedPort(80, 8080)
@@ -329,7 +342,7 @@ async def test_the_helper_is_asked_for_each_network_and_its_word_is_shown_while_
     assert (await containers.get("it")).attachments == ()
 
 
-async def test_attachments_are_never_on_disk(world: Any) -> None:
+async def test_attachments_are_never_on_disk(autojump_clock: Any, world: Any) -> None:
     async with world.server() as containers:
         await make(world)
         container = await started(world, containers, networks=uses("web"))
@@ -346,7 +359,7 @@ def options_to_stop() -> Any:
 
 
 async def test_a_helper_whose_unit_is_gone_is_registered_before_a_start(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     made = await make(world)
     container = await containers.create(world_options(networks=uses("web")))
@@ -359,7 +372,7 @@ async def test_a_helper_whose_unit_is_gone_is_registered_before_a_start(
 
 
 async def test_a_shared_network_is_that_of_a_container_that_runs(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world)
     web = await started(world, containers, networks=uses("web"), name="web")
@@ -372,7 +385,7 @@ async def test_a_shared_network_is_that_of_a_container_that_runs(
 
 
 async def test_a_shared_network_of_one_that_does_not_run_can_not_be_had(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await containers.create(world_options(network="none", name="web"))
     await containers.create(world_options(network="container:web", name="side"))
@@ -385,7 +398,7 @@ async def test_a_shared_network_of_one_that_does_not_run_can_not_be_had(
 
 
 async def test_a_shared_network_of_nobody_or_the_host_is_refused_at_once(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     with pytest.raises(NotFound, match="no container 'web'"):
         await containers.create(world_options(network="container:web"))
@@ -399,7 +412,7 @@ async def test_a_shared_network_of_nobody_or_the_host_is_refused_at_once(
 
 
 async def test_a_running_container_joins_and_leaves_a_network(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world, "web")
     db = await make(world, "db")
@@ -421,7 +434,7 @@ async def test_a_running_container_joins_and_leaves_a_network(
 
 
 async def test_a_stopped_container_joins_and_leaves_by_its_document_alone(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world)
     it = await containers.create(world_options(network="none", name="it"))
@@ -437,7 +450,7 @@ async def test_a_stopped_container_joins_and_leaves_by_its_document_alone(
 
 
 async def test_leaving_a_network_that_it_is_not_in_is_no_error(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world)
     await started(world, containers, name="it")
@@ -455,6 +468,7 @@ async def test_leaving_a_network_that_it_is_not_in_is_no_error(
     ],
 )
 async def test_a_container_that_can_not_join_is_where_it_was(
+    autojump_clock: Any,
     world: Any,
     containers: ContainersService,
     use: NetworkUse,
@@ -473,7 +487,7 @@ async def test_a_container_that_can_not_join_is_where_it_was(
 
 @pytest.mark.parametrize("mode", ["host", "container:other"])
 async def test_who_has_no_network_of_its_own_joins_none(
-    world: Any, containers: ContainersService, mode: str
+    autojump_clock: Any, world: Any, containers: ContainersService, mode: str
 ) -> None:
     await make(world)
     await started(world, containers, name="other")
@@ -483,7 +497,7 @@ async def test_who_has_no_network_of_its_own_joins_none(
 
 
 async def test_a_join_that_fails_is_undone_in_the_document_too(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world, "web")
     await make(world, "db")
@@ -499,7 +513,7 @@ async def test_a_join_that_fails_is_undone_in_the_document_too(
 
 
 async def test_a_join_that_is_cancelled_is_undone(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world, "db")
     await started(world, containers, name="it")
@@ -511,7 +525,9 @@ async def test_a_join_that_is_cancelled_is_undone(
     assert (seen.network, seen.networks) == ("none", ())
 
 
-async def test_what_an_api_server_was_killed_in_is_made_up_by_the_next(world: Any) -> None:
+async def test_what_an_api_server_was_killed_in_is_made_up_by_the_next(
+    autojump_clock: Any, world: Any
+) -> None:
     async with world.server() as containers:
         web, db = await make(world, "web"), await make(world, "db")
         it = await started(world, containers, networks=uses("web", "db"), name="it")
@@ -529,7 +545,9 @@ async def test_what_an_api_server_was_killed_in_is_made_up_by_the_next(world: An
         assert seen.status is ContainerStatus.RUNNING
 
 
-async def test_a_join_that_was_cut_off_is_done_by_the_next_api_server(world: Any) -> None:
+async def test_a_join_that_was_cut_off_is_done_by_the_next_api_server(
+    autojump_clock: Any, world: Any
+) -> None:
     async with world.server() as containers:
         web, db = await make(world, "web"), await make(world, "db")
         it = await started(world, containers, networks=uses("web"), name="it")
@@ -549,7 +567,7 @@ async def test_a_join_that_was_cut_off_is_done_by_the_next_api_server(world: Any
 
 
 async def test_a_network_that_containers_are_in_is_not_deleted_and_they_are_named(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     made = await make(world)
     await containers.create(world_options(networks=uses("web"), name="one"))
@@ -567,7 +585,7 @@ async def test_a_network_that_containers_are_in_is_not_deleted_and_they_are_name
 
 
 async def test_a_network_is_deleted_by_force_from_under_its_containers(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world, "web")
     await make(world, "db")
@@ -582,7 +600,7 @@ async def test_a_network_is_deleted_by_force_from_under_its_containers(
 
 
 async def test_a_network_is_held_for_a_container_in_the_making(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world)
     world.faults.waits["images.prepare"] = trio.Event()
@@ -598,7 +616,9 @@ async def test_a_network_is_held_for_a_container_in_the_making(
     await world.networks.delete("web")
 
 
-async def test_the_default_network_stays(world: Any, containers: ContainersService) -> None:
+async def test_the_default_network_stays(
+    autojump_clock: Any, world: Any, containers: ContainersService
+) -> None:
     it = await containers.create(world_options())
     await containers.delete(it.id)
     for force in (False, True):
@@ -610,7 +630,7 @@ async def test_the_default_network_stays(world: Any, containers: ContainersServi
 
 
 async def test_the_range_of_a_network_is_free_when_it_is_gone_and_not_before(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world)
     world.faults.waits["network.status"] = trio.Event()
@@ -623,7 +643,9 @@ async def test_the_range_of_a_network_is_free_when_it_is_gone_and_not_before(
     assert (await make(world, "again")).subnets == ("10.89.0.0/24",)
 
 
-async def test_a_deletion_that_was_begun_is_finished_by_the_next_api_server(world: Any) -> None:
+async def test_a_deletion_that_was_begun_is_finished_by_the_next_api_server(
+    autojump_clock: Any, world: Any
+) -> None:
     async with world.server():
         made = await make(world)
     (world.paths.networks / made.id / "removing").touch()
@@ -635,7 +657,7 @@ async def test_a_deletion_that_was_begun_is_finished_by_the_next_api_server(worl
 
 
 async def test_a_deletion_is_finished_though_its_caller_is_gone_and_its_helper_is_wedged(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     await make(world)
     world.faults.waits["network.status"] = trio.Event()
@@ -647,7 +669,7 @@ async def test_a_deletion_is_finished_though_its_caller_is_gone_and_its_helper_i
 
 
 async def test_a_port_is_dialled_in_a_running_container_alone(
-    world: Any, containers: ContainersService
+    autojump_clock: Any, world: Any, containers: ContainersService
 ) -> None:
     it = await started(world, containers, name="it")
     with await containers.dial("it", 80):
