@@ -113,7 +113,8 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def _attributes(data: bytes, offset: int) -> dict[int, bytes]:
+def attributes(data: bytes, offset: int) -> dict[int, bytes]:
+    """Return the attributes from an offset on, by kind."""
     found: dict[int, bytes] = {}
     while offset + 4 <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
@@ -146,8 +147,8 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 def read_link(body: bytes) -> Link:
     """Read the body of a message about a link."""
     family, _, index, flags, _ = _LINK.unpack_from(body)
-    found = _attributes(body, _LINK.size)
-    info = _attributes(found.get(IFLA_LINKINFO, b""), 0)
+    found = attributes(body, _LINK.size)
+    info = attributes(found.get(IFLA_LINKINFO, b""), 0)
     return Link(
         index=index,
         name=_text(found, IFLA_IFNAME),
@@ -241,7 +242,7 @@ class Netlink:
         body = _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, index)
         for each in self._answers(RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, body):
             _, length, _, _, at = _ADDRESS.unpack_from(each)
-            parts = _attributes(each, _ADDRESS.size)
+            parts = attributes(each, _ADDRESS.size)
             raw = parts.get(IFA_LOCAL) or parts.get(IFA_ADDRESS)
             if at == index and raw is not None:
                 found.add(f"{ipaddress.ip_address(raw)}/{length}")
@@ -280,7 +281,7 @@ class Netlink:
             family, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(each)
             if family not in (socket.AF_INET, socket.AF_INET6) or kind != RTN_UNICAST or not length:
                 continue
-            parts = _attributes(each, _ROUTE.size)
+            parts = attributes(each, _ROUTE.size)
             if (_number(parts, RTA_TABLE) or table) != RT_TABLE_MAIN or RTA_DST not in parts:
                 continue
             network = ipaddress.ip_network((parts[RTA_DST], length), strict=False)
