@@ -10,8 +10,8 @@ Between the table of containers and their runs.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 from attrs import evolve
@@ -38,7 +38,18 @@ from container.contracts.apiserver import (
 )
 from container.contracts.network import Attachment, NetworkConfiguration
 from container.contracts.runtime import SandboxNetwork, SandboxSpec, SandboxState
-from container.ipc import AlreadyExists, ContainerError, Fd, InvalidState, NotFound
+from container.ipc import (
+    AlreadyExists,
+    ContainerError,
+    Fd,
+    InvalidState,
+    NotFound,
+    PermissionDenied,
+    Unsupported,
+)
+
+ATTACH = "network/attach"
+"""The route by which a network's helper attaches a container."""
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +148,17 @@ class ContainerNetworks(ContainerTable):
             )
         with await self._call(other, lambda sandbox: sandbox.network_namespace()) as namespace:
             yield namespace
+
+    @contextmanager
+    def _hinting_at_none(self) -> Generator[None]:
+        """Say with what this machine can't do for a network that a container can do without."""
+        try:
+            yield
+        except (Unsupported, PermissionDenied) as error:
+            if any(hop.route == ATTACH for hop in error.provenance):
+                without = "`--network none` does without"
+                error.hint = f"{error.hint}; {without}" if error.hint else without
+            raise
 
     # --- meanwhile ---
 

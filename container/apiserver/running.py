@@ -118,7 +118,8 @@ class ContainerRuns(ContainerNetworks):
                 record.made = True
                 spec = await self._sandbox_spec(evolve(before, mounts=mounts), layers)
                 async with self._shared_namespace(before) as namespace:
-                    await self._bootstrap_sandbox(container_id, spec, stdio, namespace)
+                    with self._hinting_at_none():
+                        await self._bootstrap_sandbox(container_id, spec, stdio, namespace)
                 if not intended:
                     # Only now, so that RUNNING without a sandbox is a run that was lost. Until then
                     # a sandbox of a container that does not run is a stray, and swept.

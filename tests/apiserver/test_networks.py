@@ -30,7 +30,9 @@ from container.ipc import (
     Overloaded,
     PermissionDenied,
     Unavailable,
+    Unsupported,
 )
+from container.ipc.errors import Hop
 
 
 def uses(*names: str) -> tuple[NetworkUse, ...]:
@@ -366,6 +368,28 @@ async def test_a_helper_whose_unit_is_gone_is_registered_before_a_start(
     await world.launcher.remove(f"network.{made.id}")
     await containers.start(container.id)
     assert f"network.{made.id}" in world.launcher.names()
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        ("install nftables", "install nftables; `--network none` does without"),
+        (None, "`--network none` does without"),
+    ],
+)
+async def test_what_the_machine_can_not_do_for_a_network_can_be_done_without(
+    autojump_clock: Any, world: Any, containers: ContainersService, hint: str, told: str
+) -> None:
+    await containers.create(world_options(name="it"))
+    hop = Hop("container-network", 7, "network/attach")
+    world.faults.errors["sandbox.bootstrap"] = Unsupported("no nft", hint=hint, provenance=(hop,))
+    with pytest.raises(Unsupported, match="no nft") as caught:
+        await containers.start("it")
+    assert caught.value.hint == told
+    world.faults.errors["sandbox.bootstrap"] = Unsupported("no runtime", hint=hint)
+    with pytest.raises(Unsupported) as caught:
+        await containers.start("it")
+    assert caught.value.hint == hint
 
 
 # --- another's network ---
