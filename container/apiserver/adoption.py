@@ -119,6 +119,8 @@ class ContainerAdoption(ContainerRuns):
         container = record.container
         try:
             async with self.exclusive(record.id):
+                if container.status not in RUNS:
+                    await self.volumes.leave_stale(container)
                 if container.status is ContainerStatus.RUNNING:
                     await self._adopt_run(record)
                 elif container.status is ContainerStatus.RESTARTING:

@@ -59,6 +59,7 @@ T = TypeVar("T")
 
 SWEEPING = Backoff(1.0, 60.0)
 """Between attempts to finish a removal."""
+STALE_SECONDS = 10.0
 FINISH_SECONDS = 120.0
 """For making or removing one volume, which no cancellation cuts short."""
 
@@ -422,8 +423,25 @@ class VolumesService(Actor, Volumes):
         """Let go of what was held for a run of which nothing is left. Bounded."""
         await self._holds.release(container_id)
 
+    async def leave_stale(self, container: Container) -> None:
+        """Let go of what an earlier API server may have held at a driver for a container that does
+        not run. Bounded; what can't be let go now is let go after its next run."""
+        for name in volumes_of(container.mounts):
+            volume = self._volumes.get(name)
+            if volume is None or volume.driver == LOCAL:
+                continue
+            try:
+                with trio.move_on_after(STALE_SECONDS):
+                    async with (
+                        self._drivers.open(volume.driver) as driver,
+                        driver.mount(name, container.id),
+                    ):
+                        pass  # opened, it is ours; left, it is gone
+            except ContainerError as error:
+                _log.info("volume %s may still be mounted: %s", name, error)
+
     async def unmount_unused(self, running: Collection[str]) -> None:
-        """Unmount what an earlier API server has left mounted for nobody.
+        """Unmount what an earlier API server has left of the driver `local` for nobody.
 
         Args:
             running: Ids of containers that may run.
