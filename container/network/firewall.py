@@ -20,15 +20,18 @@ from pathlib import Path
 import trio
 from attrs import evolve
 
-from container.contracts.network import NetworkConfiguration
+from container.contracts.network import NetworkConfiguration, Protocol
 from container.ipc import ContainerError, Unavailable
-from container.network import coexistence, nft
+from container.network import coexistence, conntrack, nft
 from container.network.ruleset import DnsAt as DnsAt
 from container.network.ruleset import Element, Ruleset, elements_of
 from container.network.ruleset import Forwarded as Forwarded
 from container.network.table_events import TableEvents
 
 log = logging.getLogger(__name__)
+
+_Ports = dict[str, tuple[Forwarded, ...]]
+"""By key of the attachment."""
 
 AGAIN = 1.0
 """Seconds between two times that the table is written again because it was gone."""
@@ -44,7 +47,7 @@ class Firewall:
 
     def __init__(self, network: NetworkConfiguration, bridge: str) -> None:
         self._ruleset = Ruleset(network, bridge)
-        self._forwarded: dict[str, tuple[Forwarded, ...]] = {}
+        self._forwarded: _Ports = {}
         self._written: frozenset[Element] | None = None
         """Elements in force; None: there is no table, or it is not known what is in it."""
         self._wanted = False
@@ -102,23 +105,25 @@ class Firewall:
                     self._forwarded, self._written = ports, None
                 raise
 
-    async def _change(self, ports: dict[str, tuple[Forwarded, ...]]) -> None:
+    async def _change(self, ports: _Ports) -> None:
         wanted, written = elements_of(ports), self._written
-        if self._wanted and written != wanted:
-            if written is None:
-                await self._rewrite(self._ruleset, ports)
-                return
-            commands = self._ruleset.deleting(written - wanted)
-            commands += self._ruleset.adding(wanted - written)
-            try:
-                await self._apply(commands)
-            except Unavailable as error:
-                # Another may have taken the table away, or changed it.
-                log.warning("%s; writing all rules of the network again", error)
-                await self._rewrite(self._ruleset, ports)
-                return
-            self._written = wanted
-        self._forwarded = ports
+        if not self._wanted or written == wanted:
+            self._forwarded = ports
+            return
+        if written is None:
+            await self._rewrite(self._ruleset, ports)
+            return
+        commands = self._ruleset.deleting(written - wanted)
+        commands += self._ruleset.adding(wanted - written)
+        try:
+            await self._apply(commands)
+        except Unavailable as error:
+            # Another may have taken the table away, or changed it.
+            log.warning("%s; writing all rules of the network again", error)
+            await self._rewrite(self._ruleset, ports)
+        else:
+            before, self._forwarded, self._written = self._forwarded, ports, wanted
+            await _forget_flows(before, ports)
 
     async def remove(self) -> None:
         """Take the table away; nothing happens if there is none. Raises as `setup` does."""
@@ -168,12 +173,14 @@ class Firewall:
                 # Not more often, lest two that delete each other's rules keep the machine busy.
                 await trio.sleep(AGAIN)
 
-    async def _rewrite(self, ruleset: Ruleset, ports: dict[str, tuple[Forwarded, ...]]) -> None:
+    async def _rewrite(self, ruleset: Ruleset, ports: _Ports) -> None:
         ruleset = evolve(ruleset, loopback=let_loopback_pass(ruleset.bridge))
         elements = elements_of(ports)
         await self._apply(ruleset.whole(elements))
-        self._ruleset, self._forwarded, self._written = ruleset, ports, elements
-        self._wanted = True
+        self._ruleset, self._written, self._wanted = ruleset, elements, True
+        self._forwarded = ports
+        # Of all ports: what came while there was no table went astray.
+        await _forget_flows({}, ports)
 
     async def _apply(self, commands: Sequence[object]) -> None:
         try:
@@ -182,6 +189,27 @@ class Firewall:
             if error.details.get("unknown"):
                 self._written = None
             raise
+
+
+async def _forget_flows(before: _Ports, after: _Ports) -> None:
+    """Have datagrams that go on meet the rules again, where those have changed."""
+    was, now = (
+        {
+            (port.host_port, port.address, port.container_port)
+            for ports in each.values()
+            for port in ports
+            if port.protocol is Protocol.UDP
+        }
+        for each in (before, after)
+    )
+    changed: dict[int, set[conntrack.Place]] = {port: set() for port, _, _ in was ^ now}
+    for port, address, inside in now:
+        if port in changed:
+            changed[port].add((address, inside))
+    if changed:
+        formerly = {(address, inside) for _, address, inside in was - now}
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(conntrack.forget, changed, formerly)
 
 
 def let_loopback_pass(bridge: str) -> bool:

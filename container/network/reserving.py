@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Iterator
 
@@ -152,7 +153,11 @@ def _socket_address(family: socket.AddressFamily, host: str, port: int) -> tuple
     if family == socket.AF_INET:
         return host, port
     address, _, scope = host.partition("%")
-    index = int(scope) if scope.isdigit() else socket.if_nametoindex(scope) if scope else 0
+    try:
+        index = int(scope) if scope.isdigit() else socket.if_nametoindex(scope) if scope else 0
+    except OSError as error:
+        # It says no number.
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
     return address, port, 0, index
 
 
