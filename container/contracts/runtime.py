@@ -233,7 +233,7 @@ class SandboxState:
 
 @frozen
 class SandboxStatistics:
-    """Usage, read from the container's cgroup."""
+    """Usage, read from the container's cgroup and interfaces."""
 
     memory_bytes: int
     memory_limit_bytes: int | None
@@ -241,6 +241,9 @@ class SandboxStatistics:
     pids: int
     read_bytes: int
     written_bytes: int
+    received_bytes: int | None = None
+    """By its networks, while it is in them; None with the host's network, or another container's."""
+    sent_bytes: int | None = None
 
 
 @frozen
@@ -294,7 +297,7 @@ class Sandbox(Contract, name="sandbox", version=2):
 
     @abstractmethod
     async def create_process(self, process: str, spec: ProcessSpec, stdio: Stdio) -> None:
-        """Prepare a further process under the id `process`; `start` runs it.
+        """Prepare a further process under the id `process`; `start` runs it, within 30 s.
 
         Raises:
             InvalidState: the container does not run, or is paused.

@@ -71,6 +71,8 @@ class ManagedProcess:
     exited: trio.Event = field(factory=trio.Event)
     at_end: Callable[[], None] | None = None
     """Called once, when its output has ended and before anybody hears of its end."""
+    claimed: trio.Event = field(factory=trio.Event)
+    """Set once somebody starts it, or it has ended."""
     supervised: bool = False
     """Whether a task awaits its end."""
     doubtful: bool = False
@@ -251,6 +253,7 @@ class ManagedProcess:
             return
         self.state = ProcessState.EXITED
         self.exit = status
+        self.claimed.set()
         for name in self._kept:
             self.keeper.drop(name)
         self.plumbing.close()

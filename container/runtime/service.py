@@ -12,6 +12,7 @@ import signal
 from datetime import UTC, datetime
 
 import trio
+from attrs import evolve
 
 from container.contracts.logs import open_log
 from container.contracts.network import Attachment
@@ -41,9 +42,12 @@ from container.runtime.run import ALIVE, TEAR_DOWN_SECONDS, SandboxRun
 from container.runtime.signals import parse_signal
 from container.runtime.stdio import Plumbing
 from container.runtime.sweeping import KILL_SECONDS, bounded, sweep
+from container.runtime.traffic import traffic
 
 PROCESSES_MAX = 4096
 """Processes that are known at once; ended ones make room."""
+CLAIM_SECONDS = 30.0
+"""Seconds for a further process to be started, from when it was prepared."""
 
 
 class SandboxService(SandboxRun, Sandbox):
@@ -65,7 +69,18 @@ class SandboxService(SandboxRun, Sandbox):
         self._processes[process] = self._new_process(
             process, spec, Plumbing.lay(spec, stdio, None, keep=True)
         )
+        self.nursery.start_soon(self._expire, self._processes[process])
         await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _expire(self, managed: ManagedProcess) -> None:
+        """Let go of a further process that nobody comes to start: who reads its output waits."""
+        with trio.move_on_after(CLAIM_SECONDS):
+            await managed.claimed.wait()
+            return
+        async with self.exclusive(f"start {managed.id}"):
+            if not managed.claimed.is_set():
+                managed.finish(ExitStatus(code=None))
+                self._processes.pop(managed.id, None)
 
     def _check_running(self) -> None:
         if self._phase is SandboxPhase.PAUSED:
@@ -88,6 +103,7 @@ class SandboxService(SandboxRun, Sandbox):
                 return managed.started()
             if managed.state is ProcessState.EXITED:
                 raise InvalidState(f"process {process!r} ended before it was started")
+            managed.claimed.set()
             if process != INIT:
                 self._check_running()
             # Shielded: what was made but not noted would run on unseen. All of it is bounded.
@@ -256,7 +272,13 @@ class SandboxService(SandboxRun, Sandbox):
             usage = await trio.to_thread.run_sync(self._machinery.cgroup.usage)
         if usage is None:
             raise InvalidState(f"container {self._id} does not run")
-        return usage
+        if self._spec is None or self._spec.network in ("host", "shared"):
+            return usage
+        pid = self._process(INIT).running().pid
+        seen = await trio.to_thread.run_sync(traffic, pid)
+        if seen is None:
+            return usage
+        return evolve(usage, received_bytes=seen[0], sent_bytes=seen[1])
 
     async def logs(self) -> LogFiles:
         if self._spec is not None and not self._spec.keep_log:

@@ -183,6 +183,27 @@ async def test_a_further_process_has_its_own_descriptors_and_status(
         assert (await bench.service.wait("three")).code == 137
 
 
+async def test_a_further_process_that_nobody_starts_lets_go_of_its_descriptors(
+    runtime: str, tmp_path: Path, layer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container.runtime.service.CLAIM_SECONDS", 0.1)
+    async with sandbox(runtime, tmp_path, layer) as bench:
+        await bench.service.bootstrap(bench.spec("sleep", "100"), Stdio())
+        await bench.service.start("init")
+        out, stdout = pipe()
+        spec = ProcessSpec(arguments=("sleep", "100"), environment=(PATH,))
+        await bench.service.create_process("one", spec, Stdio(stdout=stdout))
+        with trio.fail_after(20):
+            assert await trio.to_thread.run_sync(read_all, out) == b""
+        with pytest.raises(NotFound):
+            await bench.service.start("one")
+        await bench.service.create_process("one", spec, Stdio())
+        await bench.service.start("one")
+        await trio.sleep(0.3)  # it was claimed: nothing gives it up
+        await bench.service.kill("one", "TERM")
+        assert (await bench.service.wait("one")).code == 143
+
+
 async def test_a_command_that_is_not_there_is_127_and_leaves_nothing(
     runtime: str, tmp_path: Path, layer: Path
 ) -> None:
