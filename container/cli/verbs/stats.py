@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 HELP = """Show what running containers use: all of them, or those named.
 
-CPU is time since the start. The numbers are of one moment.
+CPU is time since the start. RECEIVED and SENT are what its networks have carried, without those
+that it has left. The numbers are of one moment.
 """
 
 
@@ -52,7 +53,7 @@ async def _stats(session: Session, names: tuple[str, ...], output: str) -> None:
     if output == "json":
         print_json([{"container": name, **plain(usage)} for name, usage in found])
     else:
-        headers = ("CONTAINER", "CPU", "MEMORY", "LIMIT", "PIDS", "READ", "WRITTEN")
+        headers = "CONTAINER CPU MEMORY LIMIT PIDS READ WRITTEN RECEIVED SENT".split()
         print_table(headers, [_row(name, usage) for name, usage in found])
     raise_errors(results)
 
@@ -67,4 +68,6 @@ def _row(name: str, usage: SandboxStatistics) -> tuple[str, ...]:
         str(usage.pids),
         show_bytes(usage.read_bytes),
         show_bytes(usage.written_bytes),
+        "" if usage.received_bytes is None else show_bytes(usage.received_bytes),
+        "" if usage.sent_bytes is None else show_bytes(usage.sent_bytes),
     )
