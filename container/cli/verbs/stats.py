@@ -19,6 +19,10 @@ HELP = """Show what running containers use: all of them, or those named.
 CPU is time since the start. RECEIVED and SENT are what its networks have carried, without those
 that it has left. The numbers are of one moment.
 """
+HEADERS = (
+    *("CONTAINER", "CPU", "MEMORY", "LIMIT", "PIDS"),
+    *("READ", "WRITTEN", "RECEIVED", "SENT"),
+)
 
 
 @click.command("stats", cls=Verb, help=HELP)
@@ -53,8 +57,7 @@ async def _stats(session: Session, names: tuple[str, ...], output: str) -> None:
     if output == "json":
         print_json([{"container": name, **plain(usage)} for name, usage in found])
     else:
-        headers = "CONTAINER CPU MEMORY LIMIT PIDS READ WRITTEN RECEIVED SENT".split()
-        print_table(headers, [_row(name, usage) for name, usage in found])
+        print_table(HEADERS, [_row(name, usage) for name, usage in found])
     raise_errors(results)
 
 
