@@ -1,10 +1,9 @@
 """Queries read and answers written, by hand: what is done for each packet.
 
 No input or output here. The usual query is one question and perhaps an OPT record; a library of
-DNS takes 200 us to read and answer it, this takes some ten. What other servers answer is read by
-that library (`upstreams`). Only a query's fixed fields, question and OPT are ever used; what else
-it carries is checked for form and ignored. An answer repeats the question byte for byte, so that
-who mixes upper and lower case against forgers finds its own.
+DNS takes 200 us to read and answer it, this takes some ten. Only a query's fixed fields, question
+and OPT are ever used; what else it carries is checked for form and ignored. An answer repeats the
+question byte for byte, so that who mixes upper and lower case against forgers finds its own.
 
 Source: RFC 1035, sections 4.1 and 4.2; RFC 6891 (EDNS0); RFC 9619 (one question).
 """
@@ -23,8 +22,8 @@ IN = 1
 META = frozenset((OPT, 249, 250))
 """Types that no question can be of: OPT, TKEY, TSIG."""
 
-_QR, _AA, _TC, _RD, _RA, _AD, _CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
-_OPCODE = 0x7800
+QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
+OPCODE = 0x7800
 _DO = 0x8000
 _HEADER = struct.Struct("!6H")
 _QUESTION = struct.Struct("!2H")
@@ -71,17 +70,17 @@ class Query:
     @property
     def recursion_desired(self) -> bool:
         """RD."""
-        return bool(self.flags & _RD)
+        return bool(self.flags & RD)
 
     @property
     def wants_authentic(self) -> bool:
         """AD. Source: RFC 6840, section 5.7."""
-        return bool(self.flags & _AD)
+        return bool(self.flags & AD)
 
     @property
     def checking_disabled(self) -> bool:
         """CD."""
-        return bool(self.flags & _CD)
+        return bool(self.flags & CD)
 
 
 class Refused(Exception):
@@ -106,9 +105,9 @@ def read(packet: bytes) -> Query:
         raise Refused(None)
     number, flags, questions, answers, authorities, additional = _HEADER.unpack_from(packet)
     # An answer to an answer could be answered again.
-    if flags & _QR:
+    if flags & QR:
         raise Refused(None)
-    if flags & _OPCODE:
+    if flags & OPCODE:
         raise Refused(_bare(number, flags, Code.NOTIMP))
     if questions != 1 or answers or authorities:
         raise Refused(_bare(number, flags, Code.FORMERR))
@@ -202,29 +201,39 @@ def answer(
         payload: Bytes over UDP that we take, for EDNS.
         authoritative: Whether the name is one of ours.
     """
-    flags = _QR | _RA | query.flags & (_RD | _CD) | code & 0xF
+    flags = QR | RA | query.flags & (RD | CD) | code & 0xF
     if authoritative:
-        flags |= _AA
+        flags |= AA
     end = b""
     if query.edns:
-        do = _DO if query.wants_dnssec else 0
-        end = _OPT.pack(OPT, payload, code >> 4, 0, do, 0)
+        end = opt(payload, code >> 4, wants_dnssec=query.wants_dnssec)
     room = most - _HEADER.size - len(query.question) - len(end)
     records: list[bytes] = []
     for rdtype, rdata in data:
         record = _TO_QUESTION + _RECORD.pack(rdtype, IN, ttl, len(rdata)) + rdata
         room -= len(record)
         if room < 0:
-            flags |= _TC
+            flags |= TC
             break
         records.append(record)
     header = _HEADER.pack(query.id, flags, 1, len(records), 0, 1 if end else 0)
     return b"".join((header, query.question, *records, end))
 
 
+def opt(payload: int, code: int, *, wants_dnssec: bool) -> bytes:
+    """Write the record of EDNS.
+
+    Args:
+        payload: Bytes over UDP that its writer takes.
+        code: Upper bits of how a query ended.
+        wants_dnssec: DO.
+    """
+    return _OPT.pack(OPT, payload, code, 0, _DO if wants_dnssec else 0, 0)
+
+
 def _bare(number: int, flags: int, code: Code) -> bytes:
     """Write an answer to what has no question that can be repeated."""
-    return _HEADER.pack(number, _QR | _RA | flags & (_OPCODE | _RD) | code, 0, 0, 0, 0)
+    return _HEADER.pack(number, QR | RA | flags & (OPCODE | RD) | code, 0, 0, 0, 0)
 
 
 def packed(address: str) -> tuple[int, bytes]:

@@ -31,7 +31,8 @@ from container.ipc.errors import ContainerError
 from container.resolver import question
 from container.resolver.answers import Answers, Client
 from container.resolver.question import Code, Query, Refused
-from container.resolver.upstreams import NoAnswer, Upstreams, relayed
+from container.resolver.relaying import relayed
+from container.resolver.upstreams import NoAnswer, Upstreams
 
 _log = logging.getLogger(__name__)
 
@@ -121,8 +122,8 @@ class Responder:
                 found = found or self._without_asking(query, client)
                 if found is not None:
                     return found
-            message = await self._upstreams.ask(query, client.nameservers)
-            return relayed(message, query, most=self._room(query, most), payload=self._payload)
+            reply = await self._upstreams.ask(query, client.nameservers)
+            return relayed(reply, query, most=self._room(query, most), payload=self._payload)
         except (NoAnswer, ContainerError):
             return question.answer(query, Code.SERVFAIL)
         except Exception:

@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("machine", "codec", "message")
+NAMES = ("machine", "codec", "message", "dns_query", "dns_answer")
 INSTRUMENTED = ["container.ipc.wire", "container.ipc.codec", "container.ipc.message"]
 INSTRUMENTED += ["container.ipc.wirevalues", "container.ipc.strict", "tests.fuzz"]
+INSTRUMENTED += ["container.resolver", "dns.message", "dns.name", "dns.wire", "dns.edns"]
 
 
 def drive(target: str, arguments: list[str]) -> None:

@@ -13,6 +13,8 @@ from container.ipc.wire.events import OpenedReceived
 from container.ipc.wire.frames import FROM_CALLEE, SCOPE, Kind, OpenedPayload, pack
 from container.ipc.wire.framing import Payload
 from container.ipc.wire.machine import Machine
+from tests.fuzz.dns_targets import dns_answer, dns_query
+from tests.fuzz.dns_targets import seeds as dns_seeds
 from tests.fuzz.machine_target import PLAN_BYTES, machine
 from tests.fuzz.value_targets import codec, message
 
@@ -45,11 +47,13 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "machine": machine,
     "codec": codec,
     "message": message,
+    "dns_query": dns_query,
+    "dns_answer": dns_answer,
 }
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Return the inputs that the golden frames beside the specification give, by target."""
+    """Return the inputs to begin with, by target: of the wire, what the golden frames give."""
     golden = json.loads((ROOT / "docs" / "reference" / "golden.json").read_text())
     talk = golden["conversation"]
 
@@ -79,6 +83,7 @@ def seeds() -> dict[str, list[bytes]]:
         "codec": [bytes([0x12]) + body for body in (*keyed, *_arguments())]
         + [bytes([0x08]) + value for value in values],
         "message": [b"\x02" + body for body in keyed],
+        **dns_seeds(),
     }
 
 
