@@ -44,7 +44,7 @@ from container.contracts.network import Network
 from container.contracts.runtime import Sandbox, SandboxGate
 from container.contracts.stored import read_network
 from container.images.service import ImagesService
-from container.ipc import in_memory
+from container.ipc import connection_of, in_memory
 from container.runtime.gate import RuntimeGate
 from container.runtime.service import SandboxService
 from container.storage.paths import Paths
@@ -157,6 +157,20 @@ async def system(
             shutil.rmtree(place, ignore_errors=True)
 
 
+@asynccontextmanager
+async def _until(over: trio.Event, network: Network) -> AsyncGenerator[Network]:
+    """Connect to a network; the connection is lost with its helper."""
+
+    async def cut(proxy: Network) -> None:
+        await over.wait()
+        connection_of(proxy).abort()
+
+    async with in_memory(network, Network) as proxy, trio.open_nursery() as nursery:
+        nursery.start_soon(cut, proxy)
+        yield proxy
+        nursery.cancel_scope.cancel()
+
+
 async def _open(
     stack: AsyncExitStack,
     paths: Paths,
@@ -165,6 +179,8 @@ async def _open(
     clock: Callable[[], datetime],
 ) -> System:
     runtime = await stack.enter_async_context(RecordedRuntime(programs))
+    over: dict[Network, trio.Event] = {}
+    """When the helper of a network ends: what was connected to it is cut off then."""
 
     @asynccontextmanager
     async def helper(
@@ -174,7 +190,11 @@ async def _open(
         if kind == "network":
             configuration = await trio.to_thread.run_sync(read_network, paths.networks / key)
             async with FakeNetwork(configuration) as network:
-                yield network
+                over[network] = trio.Event()
+                try:
+                    yield network
+                finally:
+                    over.pop(network).set()
             return
         folder = paths.containers / key
         machinery = evolve(
@@ -193,7 +213,7 @@ async def _open(
 
     def connect(served: SandboxGate | Network) -> AbstractAsyncContextManager[Any]:
         if isinstance(served, Network):
-            return in_memory(served, Network)
+            return _until(over[served], served)
         return in_memory(served, SandboxGate)
 
     helpers = await stack.enter_async_context(InProcessLauncher(paths, helper, connect))
