@@ -17,6 +17,7 @@ from container.audit.containers import check_containers, check_processes, read_c
 from container.audit.finding import Finding, Report
 from container.audit.images import check_digests, check_images
 from container.audit.machine import Machine, look
+from container.audit.networks import check_networks
 from container.audit.services import Word, ask
 from container.storage.paths import Paths
 
@@ -77,6 +78,7 @@ def _compare(paths: Paths, word: Word, also: Collection[str]) -> tuple[Report, l
         *check_containers(paths, containers, machine, word, also),
         *check_processes(containers, machine, word),
         *found,
+        *check_networks(paths, containers.ids, others=machine.others),
     ]
     looked_at = _counts(machine) | {
         "containers": len(containers.ids),

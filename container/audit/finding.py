@@ -42,6 +42,12 @@ class Kind(enum.Enum):
     """A blob or snapshot that nothing needs."""
     LAYER = "layer"
     """A container's layer that is not there."""
+    INTERFACE = "interface"
+    """A network interface of ours that belongs to nothing."""
+    ADDRESS = "address"
+    """An address that is held, and by nobody who could use it."""
+    RULES = "rules"
+    """Firewall rules of a network that is not there."""
 
 
 class Remedy(enum.Enum):
@@ -70,6 +76,8 @@ class Remedy(enum.Enum):
     """Start a container's helper, which takes it up."""
     DISMISS = "dismiss"
     """Have the launcher end a helper of no container."""
+    UNPLUG = "unplug"
+    """Remove bridge, ports and rules of a network that is gone."""
 
 
 @frozen

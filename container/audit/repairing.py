@@ -17,6 +17,7 @@ import trio
 
 from container.audit.finding import Finding, Remedy
 from container.audit.machine import group_folders, look, start_time
+from container.audit.networks import unplug
 from container.audit.services import connected
 from container.contracts.images import Images
 from container.contracts.launcher import Launcher
@@ -69,6 +70,8 @@ async def repair(paths: Paths, finding: Finding) -> str | None:
                 async with connected(Launcher, paths.launcher_socket) as launcher:
                     await launcher.remove(f"runtime.{finding.target}")
                 return "the launcher ended it"
+            case Remedy.UNPLUG:
+                return await trio.to_thread.run_sync(unplug, paths, finding.target)
     except OSError as error:
         raise Unavailable(f"{finding.subject} can't be mended: {error.strerror}") from error
 
