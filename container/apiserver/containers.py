@@ -143,7 +143,7 @@ class ContainersService(ContainerAdoption, Containers):
         await self._cool_down(container_id)
         # The mark first: where the images helper can't be reached, the next start releases.
         await self._in_thread(
-            partial(self._store.mark_removing, durable=False, volumes=True), container_id
+            partial(self._store.mark_removing, durable=False, volumes=bool(made)), container_id
         )
         await self.volumes.take_back(container_id, made)
         await self._images(lambda images: images.release(container_id))

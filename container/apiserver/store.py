@@ -159,7 +159,7 @@ class ContainerStore:
         """Write down that the container is being removed; whoever crashes now, start-up goes on.
 
         Args:
-            volumes: Its anonymous volumes go with it.
+            volumes: Its anonymous volumes go with it; those of one that removes itself do anyway.
             durable: Sync it, so that a power loss does not bring back a container whose image was
                 released already. Not needed for one that removes itself.
         """
@@ -167,6 +167,7 @@ class ContainerStore:
         try:
             if volumes:
                 (folder / REMOVING_VOLUMES).touch(mode=0o600)
+                sync_folder(folder)  # of two names that are not synced either may get on disk
             (folder / REMOVING).touch(mode=0o600)
             if durable:
                 sync_folder(folder)

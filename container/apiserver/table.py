@@ -180,7 +180,8 @@ class ContainerTable(Actor):
         durable = not record.container.auto_remove
         volumes = volumes or record.container.auto_remove
         await self._in_thread(
-            partial(self._store.mark_removing, durable=durable, volumes=volumes), container_id
+            partial(self._store.mark_removing, durable=durable, volumes=volumes and durable),
+            container_id,
         )
         self._give_up_restart(record)
         warm = container_id in self._warm

@@ -9,11 +9,12 @@ Such a mount outlives this process, as the containers on it do: the next one fin
 /proc/self/mountinfo, uses it on, or unmounts it if nobody uses the volume. The loop device frees
 itself with its last mount.
 
-Source: mount(8), mke2fs(8) (`-d`), loop(4) (LO_FLAGS_AUTOCLEAR), ext4(5) (`discard`).
+Source: mount(8), mke2fs(8) (`-d`), loop(4) (LO_FLAGS_AUTOCLEAR), ext4(5) (`discard`), fstrim(8).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -30,7 +31,7 @@ from container.contracts.stored_volumes import DATA, IMAGE, MOUNT
 from container.contracts.volumes import VolumeDriver
 from container.ipc import InvalidArgument, Sections, Unavailable, Unsupported
 from container.storage.disk_usage import disk_bytes
-from container.storage.durable import sync_folder
+from container.storage.durable import sync_file_system, sync_folder
 
 SIZE_MIN = 4 << 20
 SIZE_MAX = 16 << 40
@@ -85,7 +86,7 @@ class LocalDriver(VolumeDriver):
         async with self._sections.hold(name):
             if not self._users.get(name):
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(unmount, self._place(name))
+                    await trio.to_thread.run_sync(_let_go, self._place(name))
 
     async def _mounted(self, name: str) -> str:
         async with self._sections.hold(name):
@@ -140,6 +141,16 @@ def unmount(folder: Path) -> None:
             # Lazily where it is busy: somebody looks into it from outside.
             if _run("umount", point) and (said := _run("umount", "--lazy", point)):
                 raise Unavailable(f"{point} can't be unmounted: {said}")
+
+
+def _let_go(folder: Path) -> None:
+    point = folder / MOUNT
+    if os.path.ismount(point):
+        # What was freed a moment ago is given back by no commit that comes with the unmounting.
+        sync_file_system(point)
+        with contextlib.suppress(Unsupported):
+            _run("fstrim", str(point))
+    unmount(folder)
 
 
 def _mounted(folder: Path) -> Path:
