@@ -70,6 +70,8 @@ from container.contracts.runtime import (
     StopOptions,
     TerminalSize,
 )
+from container.contracts.usage import DiskUsage, Pruned, PruneOptions, Usage
+from container.contracts.volumes import Volume, VolumeOptions, Volumes
 from container.ipc import (
     AlreadyExists,
     Endpoint,
@@ -599,6 +601,65 @@ class FakeImages(Images):
     prepare = release = usage = prune = _never
 
 
+class FakeVolumes(Volumes):
+    """Volumes in memory."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.volumes: dict[str, Volume] = {}
+
+    def add(self, name: str, **rest: Any) -> Volume:
+        """Have a volume."""
+        self.volumes[name] = Volume(name, rest.pop("driver", "local"), WHEN, **rest)
+        return self.volumes[name]
+
+    async def create(self, options: VolumeOptions) -> Volume:
+        self.calls.append(("create", options))
+        return self.add(
+            options.name or "f" * 64,
+            driver=options.driver,
+            options=options.options,
+            labels=options.labels,
+            anonymous=options.name is None,
+        )
+
+    async def delete(self, name: str, force: bool = False) -> None:
+        self.calls.append(("delete", name, force))
+        if name in self.volumes and self.volumes[name].used_by:
+            raise InvalidState(f"volume {name} is used by container web", hint="remove it first")
+        if self.volumes.pop(name, None) is None and not force:
+            raise NotFound(f"no volume {name!r}")
+
+    async def list(self) -> tuple[Volume, ...]:
+        return tuple(self.volumes[name] for name in sorted(self.volumes))
+
+    async def get(self, name: str) -> Volume:
+        if name not in self.volumes:
+            raise NotFound(f"no volume {name!r}", hint="did you mean 'data'?")
+        return self.volumes[name]
+
+    async def prune(self, everything: bool = False) -> tuple[Volume, ...]:
+        self.calls.append(("prune", everything))
+        return tuple(evolve(volume, size_bytes=4096) for volume in await self.list())
+
+
+class FakeUsage(Usage):
+    """Figures that a test may set."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.usage = DiskUsage(())
+        self.pruned = Pruned()
+
+    async def measure(self, options: PruneOptions) -> DiskUsage:
+        self.calls.append(("measure", options))
+        return self.usage
+
+    async def prune(self, options: PruneOptions) -> Pruned:
+        self.calls.append(("prune", options))
+        return self.pruned
+
+
 class FakeLauncher(Launcher):
     """A launcher that says what it is told."""
 
@@ -635,6 +696,8 @@ class FakeSession(Session):
         self.fake_containers = FakeContainers()
         self.fake_images = FakeImages()
         self.fake_networks = FakeNetworks()
+        self.fake_volumes = FakeVolumes()
+        self.fake_usage = FakeUsage()
         self.fake_launcher: FakeLauncher | None = FakeLauncher()
         self.connections = 0
 
@@ -647,6 +710,16 @@ class FakeSession(Session):
     async def networks(self) -> AsyncGenerator[Networks]:  # type: ignore[override]
         self.connections += 1
         yield self.fake_networks
+
+    @asynccontextmanager
+    async def volumes(self) -> AsyncGenerator[Volumes]:  # type: ignore[override]
+        self.connections += 1
+        yield self.fake_volumes
+
+    @asynccontextmanager
+    async def usage(self) -> AsyncGenerator[Usage]:  # type: ignore[override]
+        self.connections += 1
+        yield self.fake_usage
 
     @asynccontextmanager
     async def images(self) -> AsyncGenerator[Images]:  # type: ignore[override]

@@ -20,7 +20,13 @@ from container.cli.amounts import (
 )
 from container.cli.environment import merge_environment, parse_environment, parse_labels
 from container.cli.failure import UsageRefused
-from container.cli.mounts import parse_mount, parse_mounts, parse_tmpfs, parse_volume
+from container.cli.mounts import (
+    parse_mount,
+    parse_mounts,
+    parse_tmpfs,
+    parse_volume,
+    parse_volumes_from,
+)
 from container.cli.names import (
     parse_folder,
     parse_hostname,
@@ -143,20 +149,60 @@ def test_a_source_that_is_not_there_is_refused() -> None:
     assert "does not exist" in refusal(parse_mount, "type=bind,source=/no/such,target=/data")
 
 
+VOLUME_RULE = (
+    "use NAME:DESTINATION or PATH:DESTINATION, with :ro behind it if need be, or DESTINATION"
+)
+NAME_RULE = 'use at most 128 letters, digits, ".", "_" and "-", beginning with a letter or digit'
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("/tmp", '"/tmp" is no volume: use SOURCE:DESTINATION or SOURCE:DESTINATION:ro'),
-        (":/x", '":/x" is no volume: use SOURCE:DESTINATION or SOURCE:DESTINATION:ro'),
+        ("tmp", f'"tmp" is no volume: {VOLUME_RULE}'),
+        (":/x", f'":/x" is no volume: {VOLUME_RULE}'),
+        ("/tmp:/x:ro:ro", f'"/tmp:/x:ro:ro" is no volume: {VOLUME_RULE}'),
+        ("", f'"" is no volume: {VOLUME_RULE}'),
+        ("/", '"/" would cover the whole root of the container'),
         ("/tmp:x", '"x" in "/tmp:x" is no absolute path in the container: begin it with /'),
         ("/tmp:/", '"/tmp:/" would cover the whole root of the container'),
         ("/tmp:/..", '"/tmp:/.." would cover the whole root of the container'),
-        ("/tmp:/x:rx", '"rx" in "/tmp:/x:rx" is no option of a volume: use ro or rw'),
-        ("data:/x", '"data" in "data:/x" is a name, and there are no named volumes yet'),
+        ("/tmp:/x:rx", '"rx" in "/tmp:/x:rx" is no option of a volume: use ro, rw or nocopy'),
+        ("data:/x:", f'"data:/x:" is no volume: {VOLUME_RULE}'),
+        ("data:/x:ro,rw", '"data:/x:ro,rw" can\'t be both ro and rw'),
+        ("/tmp:/x:nocopy", '"nocopy" in "/tmp:/x:nocopy" is for named volumes, not for a path'),
+        ("-d:/x", f'"-d" in "-d:/x" can\'t name a volume: {NAME_RULE}'),
+        (f"{'x' * 129}:/x", f'"{"x" * 129}" in "{"x" * 129}:/x" can\'t name a volume: {NAME_RULE}'),
+        ("data:x", '"x" in "data:x" is no absolute path in the container: begin it with /'),
     ],
 )
 def test_a_volume_that_makes_no_sense_is_refused(text: str, sentence: str) -> None:
     assert refusal(parse_volume, text) == sentence
+
+
+def test_what_has_no_slash_is_the_name_of_a_volume() -> None:
+    assert parse_volume("data:/x") == Mount(MountKind.VOLUME, "/x", "data")
+    assert parse_volume("data:/x/:ro,nocopy") == Mount(
+        MountKind.VOLUME, "/x", "data", read_only=True, populate=False
+    )
+    assert parse_mount("type=volume,source=data,target=/x,readonly") == Mount(
+        MountKind.VOLUME, "/x", "data", read_only=True
+    )
+    assert parse_mount("src=data,dst=/x,volume-nocopy=true") == Mount(
+        MountKind.VOLUME, "/x", "data", populate=False
+    )
+
+
+def test_a_destination_alone_is_an_anonymous_volume() -> None:
+    assert parse_volume("/x/../y") == Mount(MountKind.VOLUME, "/y")
+    assert parse_mount("type=volume,target=/x") == Mount(MountKind.VOLUME, "/x")
+
+
+def test_volumes_come_from_containers() -> None:
+    assert parse_volumes_from(["web", "db:ro", "x:rw"]) == ("web", "db:ro", "x:rw")
+    for text in ("", ":ro", "web:", "web:rx", "web:ro:ro"):
+        assert refusal(parse_volumes_from, [text]) == (
+            f'"{text}" names no container\'s volumes: use CONTAINER or CONTAINER:ro'
+        )
 
 
 def test_mounts_are_fields(tmp_path: Path) -> None:
@@ -176,7 +222,16 @@ def test_mounts_are_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("type=volume,source=x,target=/x", '"volume" in'),
+        ("type=plan9,source=x,target=/x", '"plan9" in'),
+        (
+            "type=volume,source=/x,target=/x",
+            '"/x" in "type=volume,source=/x,target=/x" can\'t name',
+        ),
+        ("type=volume,source=x", "has no target"),
+        ("type=volume,source=x,target=/x,size=1m", "size in"),
+        ("type=volume,target=/x,volume-nocopy=maybe", 'not "maybe"'),
+        ("type=bind,source=/tmp,target=/x,volume-nocopy", "is for type=volume alone"),
+        ("type=tmpfs,target=/x,nocopy", "is for type=volume alone"),
         ("type=bind,target=/x", "has no source"),
         ("type=bind,source=/tmp", "has no target"),
         ("type=tmpfs,source=/tmp,target=/x", "has a source, but a tmpfs has none"),
@@ -245,6 +300,7 @@ def test_signals_have_names_and_numbers() -> None:
     [
         ("-m", "12parsecs"), ("-c", "many"), ("--pids-limit", "x"), ("--env-file", "/no/such"),
         ("-e", "=1"), ("-l", "=1"), ("-v", "/no/such:/x"), ("--mount", "x"), ("--tmpfs", "x"),
+        ("--volumes-from", ":ro"), ("-v", "data"), ("-v", "data:/x:rx"),
         ("--name", "a b"), ("-u", ":"), ("-w", "x"), ("--network", "a b"), ("--hostname", "_"),
         ("--platform", "x"), ("--stop-signal", "x"), ("--pull", "now"), ("--no-such-option",),
     ],
