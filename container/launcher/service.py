@@ -45,6 +45,7 @@ from container.launcher.limits import raise_open_files
 from container.launcher.logfiles import Logs
 from container.launcher.mirror import Mirror, restore
 from container.launcher.notifications import SOCKET_NAME, Notification, listen, notify_socket
+from container.launcher.refusing import Refusal
 from container.launcher.rundir import (
     BACKLOG,
     Inode,
@@ -139,6 +140,7 @@ class LauncherService(Actor, Launcher):
         self._caller = caller
         self._services: dict[str, Service] = {}
         self._started = datetime.now(UTC)
+        self._refusal = Refusal()
         self._closing = False
         self._stop_containers = owner is not None
         self.own_sockets: dict[Path, Inode] = {}
@@ -173,6 +175,7 @@ class LauncherService(Actor, Launcher):
             held,
             given,
             contextlib.closing(descriptors),
+            self._refusal,
             notify_socket(self._paths.run / SOCKET_NAME) as self._notifications,
         ):
             async with spawner.running():
@@ -335,7 +338,9 @@ class LauncherService(Actor, Launcher):
                     self._expect(unit, path)
                     return str(path)
                 listener, inode = bind_listener(path)
-            self._add(Service(unit, path, listener, inode, self._spawner, self._prepare))
+            self._add(
+                Service(unit, path, listener, inode, self._spawner, self._prepare, self._refusal)
+            )
         return "" if path is None else str(path)
 
     async def remove(self, name: str) -> None:
@@ -403,7 +408,9 @@ class LauncherService(Actor, Launcher):
             except ProcessLookupError:
                 listener.close()
                 raise InvalidState(f"process {pid} is gone") from None
-            service = Service(unit, path, listener, inode, self._spawner, self._prepare)
+            service = Service(
+                unit, path, listener, inode, self._spawner, self._prepare, self._refusal
+            )
             service.adopt(process)
             self._add(service)
             _log.info("%s was adopted with process %s", unit.name, pid)
@@ -483,7 +490,7 @@ class LauncherService(Actor, Launcher):
         self.nursery.start_soon(service.run, name=f"service {service.unit.name}")
 
     def _expect(self, unit: ServiceUnit, path: Path) -> None:
-        service = Service(unit, path, None, None, self._spawner, self._prepare)
+        service = Service(unit, path, None, None, self._spawner, self._prepare, self._refusal)
         self._add(service)
 
         async def take_over() -> None:

@@ -28,7 +28,6 @@ waits for a reason to start.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import socket
@@ -50,6 +49,7 @@ from container.ipc import (
 )
 from container.launcher.children import Process
 from container.launcher.readiness import Life
+from container.launcher.refusing import Refusal
 from container.launcher.rundir import Inode, unlink_socket
 from container.launcher.spawner import Spawner
 
@@ -58,6 +58,7 @@ WINDOW = 30.0
 LONGEST_DELAY = 10.0
 PROVEN = 1.0
 """Seconds of a life, since it said that it is ready, that show that the service can live."""
+ACCEPT_SECONDS = 0.1
 ABORT_BOUND = 2.0
 """Seconds for a process that hangs to write where it does (SIGABRT), before SIGKILL."""
 
@@ -83,6 +84,8 @@ class Service:
     spawner: Spawner
     prepare: Callable[[ServiceUnit], Awaitable[None]] = _nothing
     """Starts what the unit requires; raises if that can't be."""
+    refusal: Refusal = field(factory=Refusal)
+    """Of connections, while it is FAILED."""
     state: ServiceState = ServiceState.LISTENING
     process: Process | None = None
     since: datetime = field(factory=_now)
@@ -319,8 +322,9 @@ class Service:
             elif await self._connection_or_change():
                 if trio.current_time() > until:
                     return
-                with contextlib.suppress(OSError):
-                    self.listener.accept()[0].close()
+                if not self.refusal.refuse(self.listener):
+                    # No descriptor is left, and nothing tells when there is one again.
+                    await trio.sleep(ACCEPT_SECONDS)
 
     async def _connection_or_change(self) -> bool:
         assert self.listener is not None
