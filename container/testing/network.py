@@ -30,10 +30,12 @@ from container.contracts.network import (
     NetworkStatus,
     PublishedPort,
 )
-from container.ipc import Actor, Fd, NotFound, current_call
+from container.ipc import Actor, AlreadyExists, Fd, NotFound, current_call
 from container.network import namespaces
+from container.network.checking import check_request
 from container.network.leases import Leases, check_mac, mac_of
 from container.network.netlink import IFF_UP, RTM_SETLINK, Netlink, link_body
+from container.network.ports import check_ports
 
 T = TypeVar("T")
 
@@ -218,6 +220,8 @@ class FakeNetwork(Actor, Network):
     async def attach(self, request: AttachmentRequest, namespace: Fd) -> AsyncGenerator[Attachment]:
         await trio.lowlevel.checkpoint()
         namespace.close()
+        check_request(request, self.configuration)
+        check_ports(request.ports)
         if self.fail is not None:
             raise self.fail
         attachment = self._attach(request)
@@ -226,16 +230,18 @@ class FakeNetwork(Actor, Network):
         try:
             yield attachment
         except trio.Cancelled:
-            kept = not _was_cancelled()
+            kept = not _is_left()
             raise
         finally:
             if not kept and self._tokens.get(request.key) is token:
                 self.namespace_gone(request.key)
 
     def _attach(self, request: AttachmentRequest) -> Attachment:
+        earlier = self.attachments.get(request.key)
+        ports = earlier.ports if earlier else self._chosen(request.key, request.ports)
         addresses = self._leases.grant(request.key, request.addresses)
         self.requests.append(request)
-        earlier = self.attachments.get(request.key)
+        names = (request.name, request.hostname, *request.aliases, request.key[:12])
         attachment = Attachment(
             network=self.configuration.id,
             network_name=self.configuration.name,
@@ -246,29 +252,27 @@ class FakeNetwork(Actor, Network):
             mac=check_mac(request.mac) if request.mac else mac_of(addresses[0]),
             mtu=request.mtu or self.configuration.mtu or 1500,
             nameservers=self.configuration.gateways if self.configuration.names else (),
-            ports=earlier.ports if earlier else self._chosen(request.ports),
-            names=tuple(
-                dict.fromkeys(
-                    filter(
-                        None, (request.name, request.hostname, *request.aliases, request.key[:12])
-                    )
-                )
-            ),
+            ports=ports,
+            names=tuple(dict.fromkeys(filter(None, names))),
         )
         self.attachments[request.key] = attachment
         return attachment
 
-    def _chosen(self, ports: tuple[PublishedPort, ...]) -> tuple[PublishedPort, ...]:
+    def _chosen(self, key: str, ports: tuple[PublishedPort, ...]) -> tuple[PublishedPort, ...]:
         taken = {
-            port.host_port + each
+            port.host_port + each: attachment.names[0]
             for attachment in self.attachments.values()
             for port in attachment.ports
             for each in range(port.count)
+            if attachment.key != key
         }
         chosen: list[PublishedPort] = []
         for port in ports:
             first = port.host_port or max([49151, *taken]) + 1
-            taken.update(range(first, first + port.count))
+            for number in range(first, first + port.count):
+                if number in taken:
+                    raise AlreadyExists(f"host port {number} is taken by {taken[number]}")
+                taken[number] = "itself"
             chosen.append(evolve(port, host_port=first))
         return tuple(chosen)
 
@@ -282,7 +286,8 @@ class FakeNetwork(Actor, Network):
         await trio.lowlevel.checkpoint()
         if key not in self.attachments:
             raise NotFound(f"no attachment of {key} to network {self.configuration.name}")
-        self.attachments[key] = evolve(self.attachments[key], ports=self._chosen(ports))
+        check_ports(ports)
+        self.attachments[key] = evolve(self.attachments[key], ports=self._chosen(key, ports))
         return self.attachments[key]
 
     async def lookup(self, name: str) -> tuple[NameEntry, ...]:
@@ -296,8 +301,8 @@ class FakeNetwork(Actor, Network):
         )
 
 
-def _was_cancelled() -> bool:
+def _is_left() -> bool:
     try:
         return current_call().cancelled
     except LookupError:
-        return False
+        return True  # called in this process: there is no holder who could be lost
