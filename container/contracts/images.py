@@ -154,7 +154,7 @@ class ImagesUsage:
 
     images: tuple[ImageUsage, ...]
     size_bytes: int
-    """Of all blobs and unpacked layers, each counted once."""
+    """Of all blobs, unpacked layers, and records of who holds them, each counted once."""
     unneeded_bytes: int
     """Of these, what nothing needs once the ignored holders are gone: `prune` frees it."""
     unused_bytes: int

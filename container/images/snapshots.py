@@ -92,6 +92,10 @@ class Snapshots:
         """Return the folder that overlayfs takes as a layer."""
         return self._place(chain_id) / "fs"
 
+    def record_of(self, hold: Hold) -> Path:
+        """Return the record of a hold."""
+        return self._record(hold)
+
     def folder_of(self, chain_id: str) -> Path:
         """Return the folder of a snapshot: its layer and its record."""
         return self._place(chain_id)

@@ -86,8 +86,15 @@ async def measure(store: Store, ignoring: Collection[str]) -> ImagesUsage:
     then = _needed(
         store, needs, {key: it for key, it in store.references.items() if key not in gone}, ignoring
     )
+    holds = {
+        store.snapshots.record_of(hold): holder
+        for holder, held in store.snapshots.holds.items()
+        for hold in held
+    }
     rows = {digest: _row(store, digest, targets.get(digest)) for digest in needs}
     sizes = await trio.to_thread.run_sync(_sizes, blobs, chains)
+    records = await trio.to_thread.run_sync(lambda: {it: disk_bytes(it) for it in holds})
+    going = sum(records[path] for path, holder in holds.items() if holder in ignoring)
     users = Counter(key for parts in needs.values() for key in parts.names())
 
     def size(parts: Parts) -> int:
@@ -106,9 +113,9 @@ async def measure(store: Store, ignoring: Collection[str]) -> ImagesUsage:
     whole = size(everything)
     return ImagesUsage(
         images,
-        whole,
-        whole - size(_both(everything, now)) if certain else 0,
-        whole - size(_both(everything, then)) if certain else 0,
+        whole + sum(records.values()),
+        going + (whole - size(_both(everything, now)) if certain else 0),
+        going + (whole - size(_both(everything, then)) if certain else 0),
     )
 
 

@@ -31,6 +31,7 @@ from attrs import evolve
 
 from container import embed
 from container.apiserver.containers import ContainersService
+from container.apiserver.disk_usage import UsageService
 from container.apiserver.health import HealthService
 from container.apiserver.links import direct
 from container.apiserver.network_table import NetworkTable
@@ -43,6 +44,8 @@ from container.contracts.launcher import Launcher, ServiceUnit
 from container.contracts.network import Network
 from container.contracts.runtime import Sandbox, SandboxGate
 from container.contracts.stored import read_network
+from container.contracts.usage import Usage
+from container.contracts.volumes import Volumes
 from container.images.service import ImagesService
 from container.ipc import connection_of, in_memory
 from container.runtime.gate import RuntimeGate
@@ -66,8 +69,8 @@ def clock_time() -> datetime:
 class System(embed.System):
     """A system in this process: what `container.embed.System` offers, and what is behind it.
 
-    `containers`, `images`, `networks`, `plugins`, `health` and `launcher` are proxies, as a client
-    has them.
+    `containers`, `images`, `networks`, `volumes`, `usage`, `plugins`, `health` and `launcher` are
+    proxies, as a client has them.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class System(embed.System):
         containers: Containers,
         images: Images,
         networks: Networks,
+        volumes: Volumes,
+        usage: Usage,
         plugins: Plugins,
         health: Health,
         launcher: Launcher,
@@ -84,6 +89,8 @@ class System(embed.System):
         runtime: RecordedRuntime,
     ) -> None:
         super().__init__(containers, images, networks, paths)
+        self.volumes = volumes
+        self.usage = usage
         self.plugins = plugins
         self.health = health
         self.launcher = launcher
@@ -242,13 +249,23 @@ async def _open(
     )
     await stack.enter_async_context(service)
     health = HealthService(paths, census=service.census, started=clock())
+    networks = NetworksService(table, service)
+    usage = UsageService(
+        paths,
+        containers=service,
+        volumes=service.volumes,
+        networks=networks,
+        images=direct(images),
+        clock=clock,
+    )
+    await stack.enter_async_context(usage)
     return System(
         paths,
         containers=await stack.enter_async_context(in_memory(service, Containers)),
         images=images,
-        networks=await stack.enter_async_context(
-            in_memory(NetworksService(table, service), Networks)
-        ),
+        networks=await stack.enter_async_context(in_memory(networks, Networks)),
+        volumes=await stack.enter_async_context(in_memory(service.volumes, Volumes)),
+        usage=await stack.enter_async_context(in_memory(usage, Usage)),
         plugins=await stack.enter_async_context(in_memory(plugins, Plugins)),
         health=await stack.enter_async_context(in_memory(health, Health)),
         launcher=launcher,
