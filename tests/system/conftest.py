@@ -19,6 +19,7 @@ import pytest
 from attrs import frozen
 
 from container.testing.busybox import write_layout
+from container.testing.network import NetworkNamespace
 
 COMMAND = Path(sys.executable).with_name("container")
 
@@ -216,6 +217,15 @@ def machine(shared_machine: Machine) -> Iterator[Machine]:
 def own_machine(layout: Path) -> Iterator[Machine]:
     """A system of the test's own, image loaded."""
     with private_machine() as machine:
+        machine.run("image", "load", "-i", str(layout))
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def machine_with_networks(layout: Path) -> Iterator[Machine]:
+    """A system in a network namespace of its own, in which this process is meanwhile, too."""
+    with NetworkNamespace() as place, place.entered(), private_machine() as machine:
+        del machine.environment["CONTAINER_NETWORK"]
         machine.run("image", "load", "-i", str(layout))
         yield machine
 
