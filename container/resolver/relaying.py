@@ -6,7 +6,7 @@ every name and record, which a hostile answer of 64 KiB makes last 35 seconds (d
 6.18, 2 cores); the event loop has other things to do. What is inside of a record is for the client
 to read, as it is with every forwarder.
 
-Names in a message may point back into it, never forward. So a message can be cut after any record,
+Names in a message may point back into it, never forward, and not into its header. So a message can be cut after any record,
 and its question be replaced by one of the same length.
 
 Source: RFC 1035, section 4.1; RFC 2181, section 9 (TC); RFC 6891, section 6.
@@ -117,7 +117,7 @@ def _skip_name(packet: bytes, at: int) -> int:
     began = at
     while length := packet[at]:
         if length >= _POINTER:
-            if (length & 0x3F) << 8 | packet[at + 1] >= began:
+            if not _HEADER.size <= (length & 0x3F) << 8 | packet[at + 1] < began:
                 raise Malformed
             return at + 2
         if length > 63 or at - began > 255:

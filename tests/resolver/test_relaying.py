@@ -137,6 +137,7 @@ FIXED = b"\0\1\0\1\0\0\0\5"
         ((1, 0, 0), b"\xc0\x0c" + FIXED + b"\xff\xffabcd"),
         ((1, 0, 0), b"\xc0\x1d" + FIXED + b"\0\0"),
         ((1, 0, 0), b"\xff\xff" + FIXED + b"\0\0"),
+        ((1, 0, 0), b"\xc0\x0b" + FIXED + b"\0\0"),
         ((1, 0, 0), b"\x01a\xc0\x1d" + FIXED + b"\0\0"),
         ((1, 0, 0), b"\x40" + b"a" * 64 + b"\0" + FIXED + b"\0\0"),
         ((1, 0, 0), b"\x3f" + b"a" * 63 * 5),
@@ -146,7 +147,8 @@ FIXED = b"\0\1\0\1\0\0\0\5"
     ],
     ids=[
         "no record", "half a pointer", "no length", "short data", "much shorter data",
-        "a name that points to itself", "a name that points ahead", "one that points into itself",
+        "a name that points to itself", "a name that points ahead",
+        "a name that points into the header", "one that points into itself",
         "a label of 64", "a name that goes on", "one record of many", "OPT as an answer",
         "OPT of a name",
     ],
