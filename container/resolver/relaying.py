@@ -6,8 +6,8 @@ every name and record, which a hostile answer of 64 KiB makes last 35 seconds (d
 6.18, 2 cores); the event loop has other things to do. What is inside of a record is for the client
 to read, as it is with every forwarder.
 
-Names in a message may point back into it, never forward, and not into its header. So a message can be cut after any record,
-and its question be replaced by one of the same length.
+Names in a message may point back into it, never forward, and not into its header. So a message can
+be cut after any record, and its question be replaced by one of the same length.
 
 Source: RFC 1035, section 4.1; RFC 2181, section 9 (TC); RFC 6891, section 6.
 """
