@@ -32,7 +32,7 @@ MTU_MIN_IPV6 = 1280
 """Source: RFC 8200, section 5."""
 INTERFACE_MAX = 15
 """Bytes of an interface's name: IFNAMSIZ less one."""
-PORTS_MAX = 1024
+PORTS_MAX = 16_384
 """That one container publishes: each is a socket in the network's helper."""
 MANY = 64
 """Of networks, aliases, servers, domains, options and hosts alike."""

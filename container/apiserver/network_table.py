@@ -350,6 +350,8 @@ class NetworkTable(Actor):
             description=f"helper of network {network.name}",
             listen=f"network/{network.id}.sock",
             restart=Restart.ON_FAILURE,
+            # Never left failed: containers wait for it. Its delays alone keep it from more.
+            restart_limit=20,
             idle_timeout=IDLE,
         )
 

@@ -71,7 +71,7 @@ def port(inside: int, outside: int = 0, **fields: Any) -> PublishedPort:
         ({"ports": (port(80, 65530, count=9),)}, "65538 can't be a port of the host"),
         ({"ports": (port(65530, 80, count=9),)}, "65538 can't be a port of the container"),
         ({"ports": (port(80, count=0),)}, "a row of 0 ports"),
-        ({"ports": (port(1, count=1025),)}, "more than 1024 ports"),
+        ({"ports": (port(1, count=16_385),)}, "more than 16384 ports"),
         ({"ports": (port(80, host_address="here"),)}, "is no address of the host"),
         ({"ports": (port(80, 8080), port(81, 8080))}, "host's port 8080/tcp is published twice"),
         ({"ports": (port(80, 8080, count=5), port(9, 8083))}, "8083/tcp is published twice"),
