@@ -4,6 +4,10 @@
 |---|---|
 | `process` | the process: command line, configuration, end |
 | `service` | `Network`: attachments as scopes, taken up again, released |
+| `views` | what an attachment is to its holder, the kernel and the names |
+| `checking` | what may be asked for |
+| `upkeep` | bridge, rules and names: up while there is something to do |
+| `links` | what the kernel tells of interfaces |
 | `leases` | which address is whose |
 | `records` | what is written down before it is used |
 | `bridge` | bridge, veth pairs, addresses and routes, in the kernel |

@@ -46,6 +46,7 @@ MTU = 1500
 """Bytes, where neither network nor attachment says."""
 _LARGEST_MTU = 65535
 _PREFIX = "container network "
+_NO_IPV6 = (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 _INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f]{1,15}")
 _RESERVED = frozenset({".", "..", "lo", "all", "default"})
 
@@ -122,7 +123,7 @@ class Bridge:
             body = nl.link_body(found.index, flags=nl.IFF_UP)
             kernel.change(nl.RTM_SETLINK, body + nl.text(nl.IFLA_IFALIAS, self.alias))
             for gateway in self.gateways:
-                kernel.add_address(found.index, gateway)
+                self._add_gateway(kernel, found.index, gateway)
             for link in kernel.links():
                 if link.master != found.index and _attachment(link, self._network.id):
                     body = nl.link_body(link.index, flags=nl.IFF_UP)
@@ -130,11 +131,25 @@ class Bridge:
                     _reflect(kernel, link.index)
             return found
 
+    def _add_gateway(self, kernel: Netlink, bridge: int, gateway: str) -> None:
+        try:
+            kernel.add_address(bridge, gateway)
+        except OSError as error:
+            if ":" in gateway and error.errno in _NO_IPV6:
+                raise Unsupported(
+                    f"IPv6 is off on this machine, and network {self._network.name} has {gateway}",
+                    hint="make a network without IPv6, or switch IPv6 on",
+                ) from error
+            raise
+
     def _say_how(self) -> None:
         # A container could make itself the host's router by one packet. And a link-local address
         # that is still looked for elsewhere asks for no neighbours: for a second no IPv6 packet
         # from outside would reach a container.
-        for name in ("accept_ra", "accept_redirects", "accept_dad"):
+        names = ["accept_ra", "accept_redirects", "accept_dad"]
+        if any(":" in gateway for gateway in self.gateways):
+            names.append("disable_ipv6")  # off for the machine is not off for this network
+        for name in names:
             with contextlib.suppress(OSError):
                 Path(f"/proc/sys/net/ipv6/conf/{self.name}/{name}").write_text("0\n")
 
@@ -172,6 +187,19 @@ class Bridge:
         """Take away what the survey has found and nobody is attached by."""
         with _told(f"interface {link.name}"), Netlink() as kernel:
             _delete(kernel, link.index)
+
+    def incomplete(self) -> tuple[str, ...]:
+        """Return a sentence for each gateway that somebody has taken off the bridge."""
+        with _told(f"bridge {self.name}"), Netlink() as kernel:
+            found = kernel.link(self.name)
+            there = frozenset[str]() if found is None else kernel.addresses(found.index)
+        return tuple(
+            f"somebody has taken {gateway} off {self.name}: containers of network "
+            f"{self._network.name} can't reach the host by it; run: ip address add {gateway} dev "
+            f"{self.name}"
+            for gateway in self.gateways
+            if str(ipaddress.ip_interface(gateway)) not in there
+        )
 
     def covered(self) -> tuple[str, ...]:
         """Return a sentence for each route of the host that leads into our range."""
@@ -269,7 +297,7 @@ class Bridge:
             try:
                 inner.add_address(inside.index, address)
             except OSError as error:
-                if ":" in address and error.errno in (errno.EACCES, errno.EOPNOTSUPP):
+                if ":" in address and error.errno in _NO_IPV6:
                     raise Unsupported(
                         f"IPv6 is off in the container's network namespace: no {address}",
                         hint="set its net.ipv6.conf.all.disable_ipv6 to 0, or use a network "
@@ -379,7 +407,7 @@ def _open_inside(namespace: int) -> Netlink:
 
 
 def _refused(what: str, error: OSError) -> ContainerError:
-    sentence = f"{what}: the kernel refused: {error.strerror}"
+    sentence = f"{what}: the kernel refused: {error.strerror or error}"
     if error.errno in (errno.EPERM, errno.EACCES):
         return PermissionDenied(sentence, hint="networks need CAP_NET_ADMIN: run as root")
     if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):

@@ -64,19 +64,29 @@ def check_request(request: AttachmentRequest, network: NetworkConfiguration) -> 
 
 
 def check_network(network: NetworkConfiguration) -> None:
-    """Check what a network was created with.
+    """Check what a user asked for when the network was created.
 
     Raises:
         InvalidArgument: something is wrong; the message names it.
     """
-    if not NETWORK_ID.fullmatch(network.id):
-        raise InvalidArgument(f"{network.id!r} is no id of a network")
+    if network.mtu is not None:
+        check_mtu(network.mtu, ipv6=any(":" in subnet for subnet in network.subnets))
     if network.options:
         raise InvalidArgument(
             f"network {network.name}: driver {network.driver} has no option "
             f"{min(network.options)!r}",
             hint="make the network anew without --opt",
         )
+
+
+def check_ranges(network: NetworkConfiguration) -> None:
+    """Check what was chosen for a network: without it there is nothing to serve.
+
+    Raises:
+        InvalidArgument: something is wrong; the message names it.
+    """
+    if not NETWORK_ID.fullmatch(network.id):
+        raise InvalidArgument(f"{network.id!r} is no id of a network")
     subnets: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
     try:
         subnets = [ipaddress.ip_network(subnet) for subnet in network.subnets]
@@ -90,5 +100,3 @@ def check_network(network: NetworkConfiguration) -> None:
     for gateway, subnet in zip(gateways, subnets, strict=True):
         if gateway not in subnet:
             raise InvalidArgument(f"network {network.name}: {gateway} is not in {subnet}")
-    if network.mtu is not None:
-        check_mtu(network.mtu, ipv6=any(subnet.version == 6 for subnet in subnets))

@@ -42,20 +42,19 @@ from container.ipc import (
     ContainerError,
     Fd,
     IdleTimer,
-    InvalidArgument,
     NotFound,
+    Unavailable,
     current_call,
 )
 from container.network import namespaces
-from container.network.bridge import Plug
-from container.network.checking import check_network, check_request
+from container.network.checking import check_network, check_ranges, check_request
 from container.network.leases import Leases, check_mac, mac_of
 from container.network.links import Changed, Gone, LinkEvents, Missed, link_events
 from container.network.netlink import Link
 from container.network.ports import PublishedPorts, check_ports, open_published_ports
 from container.network.records import Record, Records
 from container.network.upkeep import Upkeep
-from container.resolver import Entry
+from container.network.views import Views, entry_of
 
 RELEASE_SECONDS = 20.0
 """What the end of an attachment may take; it takes some 20 ms."""
@@ -93,6 +92,9 @@ class NetworkService(Actor, Network):
         network: What the network is.
         sockets: Where the helpers of other networks listen, to be asked for names.
         idle: Told of attachments without a holder, which keep the helper from ending.
+
+    Raises:
+        InvalidArgument: the network has no range that can be served.
     """
 
     def __init__(
@@ -103,13 +105,15 @@ class NetworkService(Actor, Network):
         sockets: Path | None = None,
         idle: IdleTimer | None = None,
     ) -> None:
+        check_ranges(network)
         self._network = network
         self._records = Records(folder)
         self._upkeep = Upkeep(network, folder, sockets)
         self._bridge = self._upkeep.bridge
+        self._views = Views(network, self._bridge.mtu)
         self._idle = idle
         self._held: dict[str, _Held] = {}
-        self._leases = Leases((), ())
+        self._leases = Leases(network.subnets, network.gateways)
         self._ports: PublishedPorts | None = None
         self._healing = False
         """Whether the bridge is about to be looked after."""
@@ -121,13 +125,9 @@ class NetworkService(Actor, Network):
     @asynccontextmanager
     async def lifespan(self) -> AsyncGenerator[None]:
         self._records.load()
-        try:
-            check_network(self._network)
-            self._leases = Leases(
-                self._network.subnets, self._network.gateways, self._records.state.memory
-            )
-        except InvalidArgument as error:
-            _log.error("%s", error.message)
+        self._leases = Leases(
+            self._network.subnets, self._network.gateways, self._records.state.memory
+        )
         async with open_published_ports(self._upkeep.firewall) as self._ports:
             try:
                 yield
@@ -153,14 +153,13 @@ class NetworkService(Actor, Network):
         records = self._records.state.records
         survey = await self._upkeep.in_kernel(partial(self._bridge.survey, tuple(records)))
         for key, record in tuple(records.items()):
-            if key not in survey.ports:
+            self._leases.restore(key, record.addresses)
+            if key in survey.ports:
+                self._begin(key, _Held(record, survey.ports[key]))
+            else:
                 del records[key]
-                self._leases.restore(key, record.addresses)
                 self._leases.release(key)
                 _log.info("attachment %s ended while nobody looked", key)
-                continue
-            self._leases.restore(key, record.addresses)
-            self._begin(key, _Held(record, survey.ports[key]))
         for key, link in survey.ports.items():
             if key not in records:
                 _log.warning("interface %s belongs to nothing: removing it", link.name)
@@ -184,7 +183,7 @@ class NetworkService(Actor, Network):
             if held.record.ports
         }
         for held in self._held.values():
-            self._make_known(held.record)
+            self._upkeep.names.put(entry_of(held.record))
         try:
             await self._upkeep.up(forwarded)
         except ContainerError as error:
@@ -202,7 +201,7 @@ class NetworkService(Actor, Network):
             subnets=self._network.subnets,
             gateways=self._network.gateways,
             mtu=self._bridge.mtu,
-            attachments=tuple(self._describe(held.record) for held in self._held.values()),
+            attachments=tuple(self._views.attachment(held.record) for held in self._held.values()),
             problems=await self._problems(),
         )
 
@@ -222,7 +221,7 @@ class NetworkService(Actor, Network):
         holder = held.holder
         left = True
         try:
-            yield self._describe(held.record)
+            yield self._views.attachment(held.record)
         except trio.Cancelled:
             left = _is_left()
             raise
@@ -252,7 +251,7 @@ class NetworkService(Actor, Network):
             )
             held.record = evolve(record, ports=chosen)
             self._write(key, held.record)
-            return self._describe(held.record)
+            return self._views.attachment(held.record)
 
     async def lookup(self, name: str) -> tuple[NameEntry, ...]:
         await trio.lowlevel.checkpoint()
@@ -279,7 +278,7 @@ class NetworkService(Actor, Network):
                     held = _Held(record)
                     self._begin(request.key, held)
                 await self._upkeep.up()
-                plug = self._plug_of(record)
+                plug = self._views.plug(record)
                 held.port = await self._upkeep.in_kernel(
                     partial(self._bridge.plug, plug, namespace.fileno())
                 )
@@ -293,7 +292,7 @@ class NetworkService(Actor, Network):
                     else:
                         self._leases.release(request.key)
                 raise
-            self._make_known(held.record)
+            self._upkeep.names.put(entry_of(held.record))
             self._troubles.pop(request.key, None)
             held.let_go()
             held.namespace = namespace.take()
@@ -330,18 +329,6 @@ class NetworkService(Actor, Network):
             return mac
         return next(mac for salt in range(256) if (mac := mac_of(addresses[0], salt)) not in taken)
 
-    def _plug_of(self, record: Record) -> Plug:
-        request = record.request
-        leads_out = request.default_route and not self._network.internal
-        return Plug(
-            key=request.key,
-            interface=request.interface,
-            mac=record.mac,
-            mtu=request.mtu or self._bridge.mtu,
-            addresses=self._with_length(record.addresses),
-            routes=self._network.gateways if leads_out else (),
-        )
-
     async def _published(self, record: Record) -> Record:
         """Publish an attachment's ports, once in its life."""
         assert self._ports is not None
@@ -358,19 +345,6 @@ class NetworkService(Actor, Network):
             )
             self._write(request.key, evolve(record, ports=chosen))
         return evolve(record, ports=chosen)
-
-    def _make_known(self, record: Record) -> None:
-        request = record.request
-        self._upkeep.names.put(
-            Entry(
-                request.key,
-                record.addresses,
-                _names(request),
-                request.search,
-                request.nameservers,
-                request.neighbours,
-            )
-        )
 
     def _begin(self, key: str, held: _Held) -> None:
         self._held[key] = held
@@ -498,20 +472,27 @@ class NetworkService(Actor, Network):
             self._troubles[key] = _sentence(error)
 
     async def _put_back(self, held: _Held, namespace: int) -> None:
-        key, now = held.record.request.key, time.monotonic()
+        key = held.record.request.key
         name = held.record.request.name
-        if len(held.healed) == HEALINGS and now - held.healed[0] < HEALING_SECONDS:
-            self._troubles[key] = (
-                f"somebody removes the interface of {name} again and again: it was put back "
-                f"{HEALINGS} times; find out who, then connect the container anew"
-            )
-            _log.error("%s", self._troubles[key])
-            return
-        held.healed.append(now)
-        _log.warning("somebody removed the interface of %s: putting it back", name)
-        held.port = await self._upkeep.in_kernel(
-            partial(self._bridge.plug, self._plug_of(held.record), namespace)
-        )
+        while True:
+            now = time.monotonic()
+            if len(held.healed) == HEALINGS and now - held.healed[0] < HEALING_SECONDS:
+                self._troubles[key] = (
+                    f"somebody removes the interface of {name} again and again: it was put back "
+                    f"{HEALINGS} times; find out who, then connect the container anew"
+                )
+                _log.error("%s", self._troubles[key])
+                return
+            held.healed.append(now)
+            _log.warning("somebody removed the interface of %s: putting it back", name)
+            try:
+                held.port = await self._upkeep.in_kernel(
+                    partial(self._bridge.plug, self._views.plug(held.record), namespace)
+                )
+                return
+            except Unavailable as error:
+                # Removed once more before it was complete: nothing tells of that one.
+                _log.warning("%s", error.message)
 
     async def _heal_bridge(self) -> None:
         self._healing = False
@@ -521,32 +502,6 @@ class NetworkService(Actor, Network):
         except ContainerError as error:
             _log.error("network %s: %s", self._network.name, error.message)
             self._troubles[""] = _sentence(error)
-
-    # --- saying it ---
-
-    def _with_length(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(f"{each}/{self._leases.prefix_length(each)}" for each in addresses)
-
-    def _describe(self, record: Record) -> Attachment:
-        request = record.request
-        return Attachment(
-            network=self._network.id,
-            network_name=self._network.name,
-            key=request.key,
-            interface=request.interface,
-            addresses=self._with_length(record.addresses),
-            gateways=self._network.gateways,
-            mac=record.mac,
-            mtu=request.mtu or self._bridge.mtu,
-            nameservers=self._network.gateways if self._network.names else (),
-            ports=record.ports or (),
-            names=_names(request),
-        )
-
-
-def _names(request: AttachmentRequest) -> tuple[str, ...]:
-    names = (request.name, request.hostname, *request.aliases, request.key[:12])
-    return tuple(dict.fromkeys(filter(None, names)))
 
 
 def _sentence(error: ContainerError) -> str:

@@ -145,6 +145,7 @@ class Upkeep:
         """Return sentences about what stands in the way, each with what to do."""
         found = list(await self.in_kernel(self.bridge.covered))
         if self.link is not None:
+            found += await self.in_kernel(self.bridge.incomplete)
             found += await self.firewall.problems()
             if not self._network.internal:
                 found += forwarding_problems(self._network.subnets)

@@ -36,6 +36,7 @@ from container.network.checking import check_request
 from container.network.leases import Leases, check_mac, mac_of
 from container.network.netlink import IFF_UP, RTM_SETLINK, Netlink, link_body
 from container.network.ports import check_ports
+from container.network.views import names_of
 
 T = TypeVar("T")
 
@@ -241,7 +242,6 @@ class FakeNetwork(Actor, Network):
         ports = earlier.ports if earlier else self._chosen(request.key, request.ports)
         addresses = self._leases.grant(request.key, request.addresses)
         self.requests.append(request)
-        names = (request.name, request.hostname, *request.aliases, request.key[:12])
         attachment = Attachment(
             network=self.configuration.id,
             network_name=self.configuration.name,
@@ -253,7 +253,7 @@ class FakeNetwork(Actor, Network):
             mtu=request.mtu or self.configuration.mtu or 1500,
             nameservers=self.configuration.gateways if self.configuration.names else (),
             ports=ports,
-            names=tuple(dict.fromkeys(filter(None, names))),
+            names=names_of(request),
         )
         self.attachments[request.key] = attachment
         return attachment

@@ -460,6 +460,52 @@ async def test_a_full_disk_refuses_and_leaves_nothing(
             assert attachment.addresses[0].startswith("10.89.0.")
 
 
+async def test_a_gateway_that_somebody_takes_off_the_bridge_is_told(
+    host: NetworkNamespace, container: Make, serve: Serve
+):
+    name = bridge_name(network_configuration("net").id)
+    async with serve() as network, network.attach(wants(), container().duplicate()):
+        host.run("ip", "address", "del", "10.89.0.1/24", "dev", name)
+        (problem,) = (await network.status()).problems
+        assert f"ip address add 10.89.0.1/24 dev {name}" in problem
+
+
+async def test_a_network_of_ipv6_works_where_ipv6_is_off_for_other_interfaces(
+    host: NetworkNamespace, container: Make, serve: Serve
+):
+    for name in ("all", "default"):
+        host.run("sysctl", "-qw", f"net.ipv6.conf.{name}.disable_ipv6=1")
+    async with serve() as network:
+        async with network.attach(wants(), container().duplicate()) as attachment:
+            assert attachment.addresses[1] == "fd00:c0de::2/64"
+            assert (await network.status()).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"id": "../../etc"}, "no id of a network"),
+        ({"subnets": (), "gateways": ()}, "one range of each family"),
+        ({"subnets": ("10.1.0.0/24", "10.2.0.0/24")}, "one range of each family"),
+        ({"subnets": ("10.1.0.0/24",), "gateways": ()}, "a gateway for each range"),
+        ({"subnets": ("10.1.0.0/24",), "gateways": ("10.2.0.1",)}, "is not in"),
+        ({"subnets": ("10.1.0.7/24",), "gateways": ("10.1.0.1",)}, "host bits"),
+        ({"subnets": ("here",), "gateways": ("10.1.0.1",)}, "here"),
+    ],
+)
+def test_a_network_without_a_range_that_can_be_served_is_refused(
+    fields: dict[str, Any], said: str, tmp_path: Path
+):
+    with pytest.raises(InvalidArgument, match=said):
+        NetworkService(tmp_path, network_configuration(**fields))
+
+
+async def test_a_network_whose_mtu_is_too_small_is_refused(host: NetworkNamespace, serve: Serve):
+    async with serve(mtu=600) as network:
+        with pytest.raises(InvalidArgument, match="an MTU of 600 is not in 1280 to 65535"):
+            await network.status()
+
+
 # --- broken off, and taken up ---
 
 
