@@ -105,8 +105,9 @@ class ContainersService(ContainerAdoption, Containers):
                 _log.warning("container %s, image %s: %s", container_id, options.image, problem)
             container = evolve(container, mounts=self._all_mounts(container, options, image))
             await self._check_sources(container)
-            self._warm_up(container_id)
             self.volumes.claim(container)
+            if not self.volumes.mounts_for(container):
+                self._warm_up(container_id)
             await self._in_thread(self._store.create, container)
             made = await self.volumes.provide(container)
             layers = await self._prepare(container)

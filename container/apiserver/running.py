@@ -109,9 +109,11 @@ class ContainerRuns(ContainerNetworks):
         try:
             with trio.CancelScope() as record.bootstrapping:
                 first = before.started_at is None
-                layers, mounts, *_ = await together(
+                # Before the helper starts: it has mounts of its own, and where the machine's are
+                # private, those that are made later don't show up there.
+                mounts = await self.volumes.hold(before, first=first)
+                layers, *_ = await together(
                     lambda: self._layers(record),
-                    lambda: self.volumes.hold(before, first=first),
                     lambda: self._sandboxes.open(container_id),
                     lambda: self._register_networks(before),
                 )

@@ -412,6 +412,14 @@ class VolumesService(Actor, Volumes):
             for mount in container.mounts
         )
 
+    def mounts_for(self, container: Container) -> bool:
+        """Say whether a volume of a container has to be mounted before its helper starts."""
+        return any(
+            (volume := self._volumes.get(name)) is not None
+            and (volume.driver != LOCAL or bool(volume.options))
+            for name in volumes_of(container.mounts)
+        )
+
     def take_up(self, container: Container) -> None:
         """Hold the volumes of a run that an earlier API server began."""
         names = volumes_of(container.mounts)

@@ -28,7 +28,7 @@ from pathlib import Path
 import trio
 
 from container.contracts.runtime import Mount, MountKind
-from container.ipc import Unavailable
+from container.ipc import NotFound, Unavailable
 from container.runtime.inside import InsideRoot
 from container.storage.durable import sync_file_system, sync_folder
 
@@ -44,6 +44,7 @@ async def populate_volumes(mounts: Iterable[Mount], root: Path) -> None:
     Cancelled, a volume is empty or whole, or is made whole by its next use.
 
     Raises:
+        NotFound: the data of a volume is not there.
         Unavailable: no space is left, or a file can't be copied; the volume stays empty.
     """
     volumes = [mount for mount in mounts if mount.kind is MountKind.VOLUME]
@@ -53,7 +54,10 @@ async def populate_volumes(mounts: Iterable[Mount], root: Path) -> None:
 
 def _populate(mount: Mount, root: Path) -> None:
     volume = Path(mount.source)
-    beside = _beside(volume)
+    try:
+        beside = _beside(volume)
+    except FileNotFoundError:
+        raise NotFound(f"the data of the volume {mount.source!r} does not exist") from None
     if not (beside / READY).exists() and (not mount.populate or not _is_empty(volume)):
         return
     with _alone(beside) as lock:

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from container.contracts.runtime import Mount, MountKind
-from container.ipc import Unavailable
+from container.ipc import NotFound, Unavailable
 from container.runtime import kernel, populating
 from container.runtime.mounts import all_mounts
 from container.runtime.populating import READY, populate_volumes
@@ -224,6 +224,11 @@ async def test_a_cancelled_copy_ends_at_once_and_leaves_the_volume_empty(
         await populate_volumes(at(volume), root)
     assert scope.cancelled_caught
     assert names(volume) == []
+
+
+async def test_a_volume_that_is_not_there_is_told(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"the data of the volume .*/gone' does not exist"):
+        await populate_volumes(at(tmp_path / "gone"), root)
 
 
 async def test_a_waiting_container_can_be_cancelled(root: Path, volume: Path) -> None:
