@@ -7,33 +7,19 @@ Source: linux/netfilter/nfnetlink_conntrack.h, nf_conntrack_common.h; the filter
 5.8's (an older kernel does not look at it, so all is looked at here again).
 """
 
+# pyright: reportMissingTypeStubs=false
 from __future__ import annotations
 
-import ipaddress
-import os
+import errno
 import socket
-import struct
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from attrs import frozen
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
-from container.network import netlink as nl
-
-_NETLINK_NETFILTER = 12
-_GET, _DELETE = 0x101, 0x102
-"""Of the subsystem conntrack."""
-_TUPLE_ORIGINAL, _TUPLE_REPLY, _STATUS, _ID, _FILTER = 1, 2, 3, 12, 25
-_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
-_SOURCE, _DESTINATION = {4: 1, 6: 3}, {4: 2, 6: 4}
-"""By version of IP."""
-_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
-_FILTER_ORIGINAL = 1
-_BY_NUMBER, _BY_DESTINATION_PORT = 1 << 3, 1 << 5
 _SOURCE_NAT, _DESTINATION_NAT = 1 << 4, 1 << 5
-_HEADER = struct.Struct("=IHHII")
-_GENERIC = struct.Struct("=BBH")
-_NESTED = 0x8000
-_SECONDS = 10.0
 _EACH = 16
 """So many ports are asked for one by one, more of them by a look at all flows."""
 
@@ -45,15 +31,16 @@ Place = tuple[str, int]
 @frozen
 class _Flow:
     family: int
-    original: bytes
-    """Its tuple, as the kernel wrote it."""
-    identity: bytes
-    destination: str
-    """Where its datagrams were sent."""
-    port: int
+    original: Any
+    """Its tuple, to name it by."""
     answerer: Place
-    """Who answers them: another than the destination if it was translated."""
+    """Who answers its datagrams: another than the destination if that was translated."""
     status: int
+
+    @property
+    def port(self) -> int:
+        """The host port that they are sent to."""
+        return self.original.dport
 
 
 def forget(ports: Mapping[int, Collection[Place]], formerly: Collection[Place]) -> int:
@@ -68,20 +55,18 @@ def forget(ports: Mapping[int, Collection[Place]], formerly: Collection[Place]) 
     Returns:
         How many flows there were.
     """
+    found = 0
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as kernel:
-            kernel.settimeout(_SECONDS)
-            wrong = [
-                flow
-                for family in (socket.AF_INET, socket.AF_INET6)
-                for flow in _flows(kernel, family, ports)
-                if _is_wrong(flow, ports, formerly)
-            ]
-            for flow in wrong:
-                _delete(kernel, flow)
-    except OSError:
-        return 0
-    return len(wrong)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with NFCTSocket(nfgen_family=family) as opened:
+                kernel: Any = opened
+                for flow in tuple(_flows(kernel, family, ports)):
+                    if _is_wrong(flow, ports, formerly):
+                        found += 1
+                        _delete(kernel, flow)
+    except (OSError, NetlinkError):
+        pass
+    return found
 
 
 def _is_wrong(
@@ -92,7 +77,7 @@ def _is_wrong(
     if flow.status & _DESTINATION_NAT:
         return flow.answerer in formerly and flow.answerer not in ports[flow.port]
     # It came before the port was published. What only passes by, or goes out, is let alone.
-    return not flow.status & _SOURCE_NAT and _is_local(flow.family, flow.destination)
+    return not flow.status & _SOURCE_NAT and _is_local(flow.family, flow.original.daddr)
 
 
 def _is_local(family: int, address: str) -> bool:
@@ -104,76 +89,22 @@ def _is_local(family: int, address: str) -> bool:
     return True
 
 
-def _flows(kernel: socket.socket, family: int, ports: Collection[int]) -> Iterator[_Flow]:
-    by_number = nl.attribute(_NUMBER, bytes([socket.IPPROTO_UDP]))
-    if len(ports) > _EACH:
-        yield from _dump(kernel, family, by_number, _BY_NUMBER)
-        return
-    for port in ports:
-        wanted = by_number + nl.attribute(_DESTINATION_PORT, struct.pack("!H", port))
-        yield from _dump(kernel, family, wanted, _BY_NUMBER | _BY_DESTINATION_PORT)
+def _flows(kernel: Any, family: int, ports: Collection[int]) -> Iterator[_Flow]:
+    pattern: Any = NFCTAttrTuple  # its types are not written down
+    for port in ports if len(ports) <= _EACH else (None,):
+        wanted = pattern(family=family, proto=socket.IPPROTO_UDP, dport=port)
+        for message in kernel.dump(tuple_orig=wanted):
+            original = pattern.from_netlink(family, message.get_attr("CTA_TUPLE_ORIG"))
+            if original.proto != socket.IPPROTO_UDP:
+                continue
+            reply = pattern.from_netlink(family, message.get_attr("CTA_TUPLE_REPLY"))
+            answerer = (reply.saddr, reply.sport)
+            yield _Flow(family, original, answerer, message.get_attr("CTA_STATUS") or 0)
 
 
-def _dump(kernel: socket.socket, family: int, wanted: bytes, flags: int) -> Iterator[_Flow]:
-    body = _GENERIC.pack(family, 0, 0)
-    body += nl.nested(_TUPLE_ORIGINAL | _NESTED, nl.attribute(_TUPLE_PROTOCOL | _NESTED, wanted))
-    body += nl.nested(_FILTER | _NESTED, nl.number(_FILTER_ORIGINAL, flags))
-    _send(kernel, _GET, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, body)
-    for answer in list(_answers(kernel)):
-        flow = _read(family, answer)
-        if flow is not None:
-            yield flow
-
-
-def _read(family: int, answer: bytes) -> _Flow | None:
-    found = nl.attributes(answer, _GENERIC.size)
-    original = nl.attributes(found[_TUPLE_ORIGINAL], 0)
-    protocol = nl.attributes(original[_TUPLE_PROTOCOL], 0)
-    if protocol[_NUMBER][0] != socket.IPPROTO_UDP:
-        return None
-    version = 6 if family == socket.AF_INET6 else 4
-    reply = nl.attributes(found[_TUPLE_REPLY], 0)
-    answers = nl.attributes(reply[_TUPLE_PROTOCOL], 0)
-    return _Flow(
-        family,
-        original=nl.attribute(_TUPLE_ORIGINAL | _NESTED, found[_TUPLE_ORIGINAL]),
-        identity=nl.attribute(_ID, found[_ID]) if _ID in found else b"",
-        destination=_address(nl.attributes(original[_TUPLE_IP], 0)[_DESTINATION[version]]),
-        port=struct.unpack_from("!H", protocol[_DESTINATION_PORT])[0],
-        answerer=(
-            _address(nl.attributes(reply[_TUPLE_IP], 0)[_SOURCE[version]]),
-            struct.unpack_from("!H", answers[_SOURCE_PORT])[0],
-        ),
-        status=struct.unpack_from("!I", found[_STATUS])[0],
-    )
-
-
-def _address(packed: bytes) -> str:
-    return str(ipaddress.ip_address(packed))
-
-
-def _delete(kernel: socket.socket, flow: _Flow) -> None:
-    body = _GENERIC.pack(flow.family, 0, 0) + flow.original + flow.identity
-    _send(kernel, _DELETE, nl.NLM_F_REQUEST | nl.NLM_F_ACK, body)
+def _delete(kernel: Any, flow: _Flow) -> None:
     try:
-        list(_answers(kernel))
-    except FileNotFoundError:
-        # It ended meanwhile.
-        pass
-
-
-def _send(kernel: socket.socket, kind: int, flags: int, body: bytes) -> None:
-    kernel.sendto(_HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body, (0, 0))
-
-
-def _answers(kernel: socket.socket) -> Iterator[bytes]:
-    while True:
-        for kind, body in nl.messages(kernel.recv(1 << 18)):
-            if kind == nl.NLMSG_DONE:
-                return
-            if kind == nl.NLMSG_ERROR:
-                (code,) = struct.unpack_from("=i", body)
-                if code:
-                    raise OSError(-code, os.strerror(-code))
-                return
-            yield body
+        kernel.entry("del", tuple_orig=flow.original)
+    except NetlinkError as error:
+        if error.code != errno.ENOENT:  # else it ended meanwhile
+            raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -21,6 +21,7 @@ from container.network.netlink import (
     RTM_NEWLINK,
     RTMGRP_LINK,
     Link,
+    index_of,
     messages,
     read_link,
 )
@@ -59,8 +60,13 @@ class LinkEvents:
     def __init__(self, source: trio.socket.SocketType) -> None:
         self._source = source
 
-    async def next(self) -> tuple[Event, ...]:
-        """Wait for events; return those that come together."""
+    async def next(self, of_interest: Callable[[int], bool]) -> tuple[Event, ...]:
+        """Wait for events; return those that come together.
+
+        Args:
+            of_interest: Says so of an interface's index. Each change of any interface of the machine is told
+                of, several times, and to read it takes longer than to see of which it is.
+        """
         while True:
             try:
                 data = await self._source.recv(1 << 17)
@@ -70,7 +76,7 @@ class LinkEvents:
                 return (Missed(),)
             found: list[Event] = []
             for kind, body in messages(data):
-                if kind not in (RTM_NEWLINK, RTM_DELLINK):
+                if kind not in (RTM_NEWLINK, RTM_DELLINK) or not of_interest(index_of(body)):
                     continue
                 link = read_link(body)
                 # A port that leaves its bridge is told of like an interface that goes.

@@ -145,6 +145,11 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
+def index_of(body: bytes) -> int:
+    """Return of which link a message is."""
+    return _LINK.unpack_from(body)[2]
+
+
 def read_link(body: bytes) -> Link:
     """Read the body of a message about a link."""
     family, _, index, flags, _ = _LINK.unpack_from(body)
