@@ -257,7 +257,7 @@ def _groups() -> dict[str, int]:
     for top in _hierarchies():
         for folder in top.glob(f"{GROUP_PREFIX}*"):
             members = found.setdefault(folder.name.removeprefix(GROUP_PREFIX), set())
-            for procs in (folder / "cgroup.procs", *folder.glob("*/cgroup.procs")):
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a container's end removes it while we look
+                for procs in (folder / "cgroup.procs", *folder.glob("*/cgroup.procs")):
                     members.update(procs.read_text().split())
     return {container_id: len(members) for container_id, members in found.items()}

@@ -93,9 +93,9 @@ def test_dead_sockets_are_found_and_repaired_when_the_launcher_was_killed(
     running: Machine,
 ) -> None:
     kill(running, "launcher")
-    said = running.run("system", "check", status=1).stdout.decode()
+    said = running.run("system", "check", "--settle", "1s", status=1).stdout.decode()
     assert "nobody listens at this socket" in said, said
-    said = running.text("system", "check", "--repair")
+    said = running.text("system", "check", "--repair", "--settle", "500ms")
     assert "nothing is wrong" in said, said
     assert "a" in running.text("ls")
     assert check(running) == {}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from container.cli.durations import parse_duration
 from container.cli.groups import Verb
 from container.cli.output import clipped, format_option, plain, print_json, print_table
 from container.cli.session import Session
@@ -26,21 +27,26 @@ something was found, or is left after a repair.
 @click.command("check", cls=Verb, help=HELP)
 @click.option("--repair", is_flag=True, help="Do what each finding says would be done.")
 @click.option("--deep", is_flag=True, help="Read all images and compare them with their digests.")
+@click.option("--settle", metavar="DURATION", help="Tell what is wrong for as long as this; 6s.")
 @format_option()
 @click.pass_obj
-def command(session: Session, repair: bool, deep: bool, output: str) -> int:
+def command(session: Session, repair: bool, deep: bool, settle: str | None, output: str) -> int:
     """Check the system."""
-    return session.run(_check, session, repair, deep, output)
+    seconds = None if settle is None else parse_duration(settle)
+    return session.run(_check, session, repair, deep, seconds, output)
 
 
-async def _check(session: Session, repair: bool, deep: bool, output: str) -> int:
-    from container.audit import audit
+async def _check(
+    session: Session, repair: bool, deep: bool, seconds: float | None, output: str
+) -> int:
+    from container.audit import SETTLE_SECONDS, audit
 
-    report = await audit(session.paths, deep=deep)
+    settle = SETTLE_SECONDS if seconds is None else seconds
+    report = await audit(session.paths, deep=deep, settle=settle)
     done: list[tuple[Finding, str]] = []
     if repair and report.findings:
         done = await _repair(session, report.findings)
-        report = await audit(session.paths, deep=deep)
+        report = await audit(session.paths, deep=deep, settle=settle)
     if output == "json":
         print_json(
             {
