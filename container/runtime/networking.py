@@ -112,7 +112,7 @@ class Networking:
         if self._spec is None:
             return
         try:
-            await trio.to_thread.run_sync(self._files.update, self._spec, self.attachments())
+            await trio.to_thread.run_sync(self._files.update, self._spec, self._way_out_first())
         except OSError as error:
             # No space is left, or the run is over: no reason to leave a network for.
             _log.warning("hosts and resolv.conf are not up to date: %s", error)
@@ -151,6 +151,13 @@ class Networking:
     def attachments(self) -> tuple[Attachment, ...]:
         """Return what the container is attached to now."""
         return tuple(s.attachment for s in self._sessions.values() if s.attachment is not None)
+
+    def _way_out_first(self) -> tuple[Attachment, ...]:
+        """Return them with the one before that leads out: an internal network's DNS server knows
+        no names of the world, and the host is not reached by one."""
+        sessions = self._sessions.values()
+        ordered = sorted(sessions, key=lambda each: not each.network.request.default_route)
+        return tuple(each.attachment for each in ordered if each.attachment is not None)
 
     def launcher_came(self) -> None:
         """Open now what waits to be opened again: it is launchers that start networks' helpers."""

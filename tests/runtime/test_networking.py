@@ -506,6 +506,17 @@ async def test_the_files_of_names_tell_of_the_networks_when_the_container_is_the
         assert place.etc("hostname") == "host\n"
 
 
+async def test_names_and_the_host_are_those_of_the_network_that_leads_out(
+    place: Place, web: Helper, db: Helper
+) -> None:
+    """An internal network that is named first knows no names of the world."""
+    networks = (web.wanted(ID, default_route=False), db.wanted(ID, "eth1"))
+    async with place.running(*networks) as service:
+        assert [each.network_name for each in (await service.state()).networks] == ["web", "db"]
+        assert place.etc("resolv.conf").splitlines()[1] == "nameserver 10.2.0.1"
+        assert "10.2.0.1\thost.container.internal\n" in place.etc("hosts")
+
+
 async def test_one_network_leads_out_and_all_know_each_other() -> None:
     def wanted(name: str, out: bool) -> SandboxNetwork:
         request = AttachmentRequest(ID, name, "tested", default_route=out)
