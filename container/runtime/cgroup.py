@@ -114,10 +114,11 @@ class CgroupFolders(ControlGroup):
         """Return the group's folder in every hierarchy where it exists."""
         candidates = [self._folder()] if self._unified else []
         if not self._unified and self.mount.is_dir():
-            # `cpu` may be a link to `cpu,cpuacct`: one folder, to be seen once.
-            real = {os.path.realpath(entry): None for entry in self.mount.iterdir()}
-            candidates = [Path(entry) / self.path.lstrip("/") for entry in real]
-        return [folder for folder in candidates if folder.is_dir()]
+            with os.scandir(self.mount) as entries:
+                # `cpu` may be a link to `cpu,cpuacct`: one folder, to be seen once.
+                real = [entry.path for entry in entries if not entry.is_symlink()]
+            candidates = [Path(f"{entry}/{self.path.lstrip('/')}") for entry in real]
+        return [folder for folder in candidates if os.path.isdir(folder)]
 
     def usage(self) -> SandboxStatistics | None:
         try:
@@ -251,17 +252,12 @@ class CgroupFolders(ControlGroup):
 
     def remove(self) -> bool:
         deadline = time.monotonic() + 0.5
-        while folders := self.folders():
-            for folder in folders:
-                # Children first; one that is gone meanwhile is passed over.
-                for path, _, _ in os.walk(folder, topdown=False):
-                    _remove_folder(Path(path))
+        while left := [folder for folder in self.folders() if not _remove_tree(folder)]:
             if time.monotonic() > deadline:
-                return not self.folders()
-            if self.folders():
-                # The kernel takes killed processes out a moment after their end was reported, and
-                # tells nobody when a group can be removed.
-                time.sleep(0.002)
+                return not any(map(os.path.isdir, left))
+            # The kernel takes killed processes out a moment after their end was reported, and
+            # tells nobody when a group can be removed.
+            time.sleep(0.002)
         return True
 
 
@@ -270,14 +266,25 @@ def _parent(pid: int) -> int | None:
     return int(text[text.rindex(")") + 2 :].split()[1]) if text else None
 
 
-def _remove_folder(folder: Path) -> None:
+def _remove_tree(folder: Path) -> bool:
+    """Remove a group and its children; return whether it is gone."""
+    if _remove_folder(folder):
+        return True
+    # It has children, or processes. Children first; one that is gone meanwhile is passed over.
+    outcomes = [_remove_folder(path) for path, _, _ in os.walk(folder, topdown=False)]
+    return all(outcomes)
+
+
+def _remove_folder(folder: str | Path) -> bool:
     try:
-        folder.rmdir()
+        os.rmdir(folder)
     except FileNotFoundError:
         pass
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise
+        return False
+    return True
 
 
 def _text(file: Path) -> str:

@@ -222,16 +222,21 @@ class CommandLineRuntime(OciRuntime):
 
     async def _delete(self, container: str) -> None:
         state = self._state / container
-        if self._broken:
-            # A call that was killed may have put a process there and not have noted it.
-            await trio.to_thread.run_sync(CgroupFolders(cgroup_path(container)).kill)
-        if not state.is_dir():
-            return
-        if self._program.name in _KNOWN and await trio.to_thread.run_sync(
-            CgroupFolders(cgroup_path(container)).remove
-        ):
+        group = CgroupFolders(cgroup_path(container))
+
+        def delete_ourselves() -> bool:
+            if self._broken:
+                # A call that was killed may have put a process there and not have noted it.
+                group.kill()
+            if not state.is_dir():
+                return True
+            if self._program.name not in _KNOWN or not group.remove():
+                return False
             # The groups could be removed, so nothing runs in them: what is left is a folder.
-            await trio.to_thread.run_sync(lambda: shutil.rmtree(state, ignore_errors=True))
+            shutil.rmtree(state, ignore_errors=True)
+            return True
+
+        if await trio.to_thread.run_sync(delete_ourselves):
             return
         with contextlib.suppress(NotFound):
             await self._call(["delete", "--force", container], command=container)

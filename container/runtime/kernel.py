@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from pathlib import Path
 
 from attrs import frozen
@@ -115,6 +114,6 @@ class Machine:
     def here(cls) -> Machine:
         """Return the machine that this process runs on."""
         return cls(
-            architecture=platform.machine(),
+            architecture=os.uname().machine,
             own_cgroup_namespace=Path("/proc/self/ns/cgroup").exists(),
         )

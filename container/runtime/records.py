@@ -21,11 +21,13 @@ from __future__ import annotations
 import enum
 import functools
 import logging
+import os
 import shutil
-import uuid
 from datetime import datetime
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
+import attrs
 import cattrs
 from attrs import evolve, field, frozen
 from cattrs.preconf.json import JsonConverter, make_converter
@@ -61,7 +63,7 @@ class RunRecord:
     @classmethod
     def new(cls, spec: SandboxSpec) -> RunRecord:
         """Return a run that begins now."""
-        return cls(spec, boot_id(), uuid.uuid4().hex[:12])
+        return cls(spec, boot_id(), os.urandom(6).hex())
 
     def label(self, number: int) -> str:
         """Return what names one of its processes, and begins the name of all that is kept of it."""
@@ -211,10 +213,26 @@ def start_time(pid: int) -> int:
 def _prepared() -> JsonConverter:
     """Return a converter whose code has been generated: once, before any helper is forked."""
     converter = make_converter()
-    for record in (RunRecord, ProcessRecord, NetworksRecord):
+    classes = _classes(RunRecord, ProcessRecord, NetworksRecord)
+    # Twice: with each hook for a sequence that cattrs makes it forgets those for classes.
+    for record in (*classes, *classes):
         converter.get_structure_hook(record)
         converter.get_unstructure_hook(record)
     return converter
+
+
+def _classes(*types: Any) -> set[type[Any]]:
+    """Return all classes with fields that values of these types may hold."""
+    found: set[type[Any]] = set()
+    waiting = list(types)
+    while waiting:
+        one = waiting.pop()
+        if not attrs.has(one):
+            waiting += get_args(one)
+        elif one not in found:
+            found.add(one)
+            waiting += get_type_hints(one).values()
+    return found
 
 
 _CONVERTER = _prepared()

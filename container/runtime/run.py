@@ -144,9 +144,9 @@ class SandboxRun(Actor):
 
     async def _take_up(self) -> None:
         """Take up the container whose helper was killed, or undo what it had begun."""
-        found = await trio.to_thread.run_sync(self._records.read)
+        found = await trio.to_thread.run_sync(self._look_back)
         try:
-            if found is not None and found.run.spec.id == self._id:
+            if found is not None:
                 if found.first is None:
                     await self._undo(found)
                 else:
@@ -158,8 +158,15 @@ class SandboxRun(Actor):
                 unused.close()
                 self._keeper.drop(name)
             self._kept.clear()
-        if self._phase is SandboxPhase.EMPTY:
+        if found is not None and self._phase is SandboxPhase.EMPTY:
             await trio.to_thread.run_sync(self._close_log)
+
+    def _look_back(self) -> Found | None:
+        found = self._records.read()
+        if found is not None and found.run.spec.id == self._id:
+            return found
+        self._close_log()
+        return None
 
     async def _undo(self, found: Found) -> None:
         _log.info("what was begun of container %s is undone", self._id)

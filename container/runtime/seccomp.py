@@ -9,7 +9,6 @@ them.
 
 from __future__ import annotations
 
-import functools
 import json
 from importlib import resources
 from typing import Any
@@ -27,10 +26,10 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
 x32 is left out: next to nothing is built for it, and every filter would know it too."""
 
 
-@functools.cache
-def _document() -> dict[str, Any]:
-    source = resources.files("container.runtime").joinpath("seccomp.json")
-    return json.loads(source.read_text("utf-8"))
+# Read once, before any helper is forked.
+_DOCUMENT: dict[str, Any] = json.loads(
+    resources.files("container.runtime").joinpath("seccomp.json").read_text("utf-8")
+)
 
 
 def seccomp_profile(machine: str) -> dict[str, Any] | None:
@@ -38,4 +37,4 @@ def seccomp_profile(machine: str) -> dict[str, Any] | None:
     architectures = ARCHITECTURES.get(machine)
     if architectures is None:
         return None
-    return {**_document(), "architectures": list(architectures)}
+    return {**_DOCUMENT, "architectures": list(architectures)}

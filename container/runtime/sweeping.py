@@ -31,13 +31,22 @@ async def attempt(what: str, work: Awaitable[None]) -> None:
 
 async def sweep(files: BundleFiles, machinery: Machinery) -> None:
     """Remove what is left of a run: processes, control group, mount, bundle."""
-    if not await trio.to_thread.run_sync(files.folder.is_dir):
-        return
     cgroup = machinery.cgroup
+
+    def remove_group() -> bool:
+        nonlocal there
+        there = files.folder.is_dir()
+        return not there or cgroup.remove()
+
+    def kill_again() -> None:
+        cgroup.kill()
+        cgroup.thaw()
+
+    there = True
     with trio.move_on_after(KILL_SECONDS):
         # A process may fork between the kill and its own end: killed again until none is left.
-        while not await trio.to_thread.run_sync(cgroup.remove):
-            await trio.to_thread.run_sync(cgroup.kill)
-            await trio.to_thread.run_sync(cgroup.thaw)
-    await attempt("unmount the root", machinery.root.unmount())
-    await trio.to_thread.run_sync(lambda: shutil.rmtree(files.folder, ignore_errors=True))
+        while not await trio.to_thread.run_sync(remove_group):
+            await trio.to_thread.run_sync(kill_again)
+    if there:
+        await attempt("unmount the root", machinery.root.unmount())
+        await trio.to_thread.run_sync(lambda: shutil.rmtree(files.folder, ignore_errors=True))

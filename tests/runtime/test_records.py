@@ -8,8 +8,25 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from container.contracts.runtime import INIT, ExitStatus, ProcessSpec, SandboxSpec
-from container.runtime.records import ProcessRecord, Records, RunRecord, Step
+from container.contracts.network import Attachment, AttachmentRequest, PublishedPort
+from container.contracts.runtime import (
+    INIT,
+    ExitStatus,
+    Mount,
+    MountKind,
+    ProcessSpec,
+    SandboxNetwork,
+    SandboxSpec,
+    TerminalSize,
+)
+from container.runtime.records import (
+    Found,
+    NetworksRecord,
+    ProcessRecord,
+    Records,
+    RunRecord,
+    Step,
+)
 
 PROCESS = ProcessSpec(arguments=("sleep", "1"), environment=("A=\u00fc",))
 SPEC = SandboxSpec(id="a", name="a", hostname="a", layers=("/layer",), process=PROCESS)
@@ -78,3 +95,32 @@ def test_a_document_that_cannot_be_read_is_none(tmp_path: Path, name: str, text:
 
 def test_no_two_runs_name_what_is_kept_of_them_alike() -> None:
     assert RunRecord.new(SPEC).label(0) != RunRecord.new(SPEC).label(0)
+
+
+def test_a_helper_generates_no_code_for_its_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is forked from a process that has done so; it would cost each of them milliseconds.
+    for module in ("cattrs.converters", "cattrs.gen"):
+        for name in ("make_dict_unstructure_fn", "make_dict_structure_fn"):
+            monkeypatch.setattr(f"{module}.{name}", None)
+    request = AttachmentRequest("a", "eth0", "a", ports=(PublishedPort(80),))
+    network = SandboxNetwork("a" * 12, "web", "/socket", request)
+    attachment = Attachment(
+        *("a" * 12, "web", "a", "eth0", ("10.1.0.2/24",), (), "", 1500),
+        ports=(PublishedPort(80, 8080),),
+    )
+    mounts = (Mount(MountKind.BIND, "/data", "/data"),)
+    spec = evolve(
+        SPEC,
+        mounts=mounts,
+        networks=(network,),
+        process=evolve(PROCESS, terminal_size=TerminalSize(80, 24)),
+    )
+    records = Records(tmp_path / "records")
+    run, process = RunRecord.new(spec), record(0, INIT, Step.ENDED)
+    networks = NetworksRecord((network,), (attachment,))
+    records.begin(run)
+    records.write(process)
+    records.write_networks(networks)
+    assert records.read() == Found(run, (process,), networks)
