@@ -4,9 +4,10 @@ Ours and dnsmasq know the same names, listen on loopback, and are kept on one pr
 on another, if there is one. The second of a core is one of the server's processor time: how many
 answers come in a second of the clock is as much a matter of who asks, and of what else runs.
 
-A client is an address of 127.0.0.0/8. The flood never waits for an answer; it is nice, so that what
-is measured is the server and not whose turn the kernel thinks it is. A query that is not answered
-within a second counts as one that took that second.
+A client is an address of 127.0.0.0/8. The flood asks for names that nobody has, another each time,
+and never waits for an answer; it is nice, so that what is measured is the server and not whose turn
+the kernel thinks it is. A query that is not answered within a second counts as one that took that
+second.
 
     python -m benchmarks.dns serve|flood PORT
 """
@@ -229,7 +230,8 @@ def _others() -> set[int]:
 
 def _flood(port: int) -> None:
     os.nice(19)
-    query = _query(1, _name(1))
+    # Names that nobody has, each another: nothing that was answered before helps.
+    queries = [_query(1, f"x{random.getrandbits(64):x}") for _ in range(1 << 16)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooder:
         flooder.bind((FLOODER, 0))
         # What comes back is dropped by the kernel, for want of room.
@@ -237,7 +239,8 @@ def _flood(port: int) -> None:
         flooder.connect((SERVER, port))
         print("it begins", flush=True)
         while True:
-            flooder.send(query)
+            for query in queries:
+                flooder.send(query)
 
 
 async def _serve() -> None:
