@@ -19,6 +19,7 @@ from container.audit.images import check_digests, check_images
 from container.audit.machine import Machine, look
 from container.audit.networks import check_networks
 from container.audit.services import Word, ask
+from container.audit.volumes import check_volumes, read_volumes
 from container.storage.paths import Paths
 
 SETTLE_SECONDS = 6.0
@@ -71,6 +72,7 @@ def _compare(paths: Paths, word: Word, also: Collection[str]) -> tuple[Report, l
     # is then there rather than missing.
     containers = read_containers(paths, running=word.status is not None)
     machine = look(paths)
+    volumes = read_volumes(paths)
     images, found = check_images(paths, containers, machine, word)
     findings = [
         *word.findings,
@@ -78,10 +80,13 @@ def _compare(paths: Paths, word: Word, also: Collection[str]) -> tuple[Report, l
         *check_containers(paths, containers, machine, word, also),
         *check_processes(containers, machine, word),
         *found,
+        *volumes.findings,
+        *check_volumes(paths, volumes, containers, machine),
         *check_networks(paths, containers.ids, others=machine.others),
     ]
     looked_at = _counts(machine) | {
         "containers": len(containers.ids),
+        "volumes": len(volumes.names),
         "images": len(images.references),
         "blobs": len(images.digests()),
         "snapshots": len(images.snapshots),

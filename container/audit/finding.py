@@ -40,6 +40,8 @@ class Kind(enum.Enum):
     """Missing, or of the wrong digest."""
     UNNEEDED = "unneeded"
     """A blob or snapshot that nothing needs."""
+    VOLUME = "volume"
+    """A volume without its data, or a container without its volume."""
     LAYER = "layer"
     """A container's layer that is not there."""
     INTERFACE = "interface"
