@@ -27,17 +27,22 @@ class Client:
 
 
 class Answers(Protocol):
-    """Who knows the names. The first three are asked for each packet and return at once."""
+    """Who knows the names. The first three are asked for a packet and return at once."""
+
+    @property
+    def generation(self) -> int:
+        """Another number whenever one of the first three might say something else."""
+        ...
 
     def client(self, source: str) -> Client | None:
         """Return what an address may ask; None: nothing, and its packets are dropped."""
         ...
 
-    def addresses(self, source: str, name: str) -> tuple[str, ...] | None:
+    def addresses(self, name: str) -> tuple[str, ...] | None:
         """Return the addresses of a name, of both families; None: not a name of ours."""
         ...
 
-    def names_of(self, source: str, address: str) -> tuple[str, ...] | None:
+    def names_of(self, address: str) -> tuple[str, ...] | None:
         """Return the names of an address, the first its own; empty: one of ours that nobody has;
         None: not in a range of ours."""
         ...

@@ -78,10 +78,13 @@ class Names:
         self._answers: dict[str, tuple[str, ...]] = {}
         self._clients: dict[str, Client] = {}
         self._answers[HOST] = self._gateways
+        self.generation = 0
+        """See `Answers`."""
 
     def put(self, entry: Entry) -> None:
         """Let an attachment be known, instead of what its key had before."""
         self.remove(entry.key)
+        self.generation += 1
         entry = Entry(
             key=entry.key,
             addresses=tuple(_written(address) for address in entry.addresses),
@@ -109,6 +112,7 @@ class Names:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
+        self.generation += 1
         for name in entry.names:
             self._named[name].remove(entry)
             self._answer_anew(name)
@@ -141,11 +145,11 @@ class Names:
             return known
         return Client(forwards=self._forwards)
 
-    def addresses(self, source: str, name: str) -> tuple[str, ...] | None:
+    def addresses(self, name: str) -> tuple[str, ...] | None:
         """See `Answers`."""
         return self._answers.get(name)
 
-    def names_of(self, source: str, address: str) -> tuple[str, ...] | None:
+    def names_of(self, address: str) -> tuple[str, ...] | None:
         """See `Answers`."""
         entry = self._addressed.get(address)
         if entry is not None:

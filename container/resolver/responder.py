@@ -26,12 +26,17 @@ from collections.abc import Iterator, Sequence
 
 import trio
 from attrs import define, frozen
+from dns.flags import Flag
+from dns.message import Message
+from dns.rcode import Rcode
+from dns.rdata import Rdata
+from dns.rdatatype import RdataType
 
 from container.ipc.errors import ContainerError
 from container.resolver import question
 from container.resolver.answers import Answers, Client
-from container.resolver.question import Code, Query, Refused
-from container.resolver.relaying import relayed
+from container.resolver.question import Refused
+from container.resolver.ready import Ready
 from container.resolver.upstreams import NoAnswer, Upstreams
 
 _log = logging.getLogger(__name__)
@@ -41,7 +46,7 @@ STREAM = 65535
 """Bytes of an answer over TCP."""
 _OURS = ".container.internal"
 _LOOPBACK = ("127.0.0.1", "::1")
-_OF_TOP_LEVEL = frozenset((question.NS, question.SOA, question.DS, question.DNSKEY))
+_OF_TOP_LEVEL = frozenset((RdataType.NS, RdataType.SOA, RdataType.DS, RdataType.DNSKEY))
 _LOGGED_EVERY = 1.0
 
 
@@ -61,7 +66,7 @@ class Counted:
 class Later:
     """A query that somebody else has to be asked about."""
 
-    query: Query
+    query: Message
     client: Client
 
 
@@ -71,14 +76,13 @@ class Responder:
     Args:
         answers: Who knows the names.
         upstreams: Who is asked for others.
-        payload: Bytes of one answer over UDP to whoever takes more.
     """
 
-    def __init__(self, answers: Answers, upstreams: Upstreams, *, payload: int) -> None:
+    def __init__(self, answers: Answers, upstreams: Upstreams) -> None:
         self._answers = answers
         self._upstreams = upstreams
-        self._payload = payload
-        self._rotation = 0
+        self._ready = Ready()
+        self._turn = 0
         self._logged = float("-inf")
         self.counted = Counted()
 
@@ -97,8 +101,17 @@ class Responder:
             if client is None:
                 self.counted.dropped += 1
                 return None
-            query = question.read(packet)
-            found = self._at_once(query, source, client, most)
+            # Who has several addresses to choose from should not always take the same.
+            self._turn += 1
+            asker = (client, self._search(client), most)
+            found = self._ready.find(self._answers.generation, packet, asker, self._turn)
+            if found is None:
+                query = question.read(packet)
+                made = self._at_once(query, client, most)
+                if isinstance(made, Later):
+                    return made
+                found, ways = made
+                self._ready.keep(packet, asker, self._turn, ways, found)
         except Refused as refused:
             if refused.reply is None:
                 self.counted.dropped += 1
@@ -107,9 +120,8 @@ class Responder:
             return refused.reply
         except Exception:
             self._note_failure()
-            return None if query is None else question.answer(query, Code.SERVFAIL)
-        if isinstance(found, bytes):
-            self.counted.answered += 1
+            return None if query is None else question.answer(query, Rcode.SERVFAIL)
+        self.counted.answered += 1
         return found
 
     async def resolve(self, later: Later, source: str, most: int) -> bytes:
@@ -122,45 +134,49 @@ class Responder:
                 found = found or self._without_asking(query, client)
                 if found is not None:
                     return found
-            reply = await self._upstreams.ask(query, client.nameservers)
-            return relayed(reply, query, most=self._room(query, most), payload=self._payload)
+            return await self._upstreams.ask(
+                query, client.nameservers, most=_room(query, most), stream=most == STREAM
+            )
         except (NoAnswer, ContainerError):
-            return question.answer(query, Code.SERVFAIL)
+            return question.answer(query, Rcode.SERVFAIL)
         except Exception:
             self._note_failure()
-            return question.answer(query, Code.SERVFAIL)
+            return question.answer(query, Rcode.SERVFAIL)
 
-    def _at_once(self, query: Query, source: str, client: Client, most: int) -> bytes | Later:
+    def _at_once(self, query: Message, client: Client, most: int) -> tuple[bytes, int] | Later:
+        """Return an answer, and how many addresses could be the first of it."""
         address = question.reversed_address(query)
         if address is not None:
-            names = self._answers.names_of(source, address)
+            names = self._answers.names_of(address)
             if names is not None:
-                return self._pointers(query, names, most)
+                return _pointers(query, names, most), 1
         else:
-            for name in self._candidates(query.name, client):
+            for name in self._candidates(query, client):
                 if name == "localhost" or name.endswith(".localhost"):
                     return self._records(query, _LOOPBACK, most)
-                addresses = self._answers.addresses(source, name)
+                addresses = self._answers.addresses(name)
                 if addresses is not None:
                     return self._records(query, addresses, most)
         if not client.elsewhere:
             found = self._without_asking(query, client)
             if found is not None:
-                return found
+                return found, 1
         return Later(query, client)
 
-    def _without_asking(self, query: Query, client: Client) -> bytes | None:
+    def _without_asking(self, query: Message, client: Client) -> bytes | None:
         """Return the answer of a name that no network of ours has, if nobody need be asked."""
-        ours = query.name is not None and query.name.endswith(_OURS)
+        (asked,) = query.question
+        ours = question.plain_name(query).endswith(_OURS)
+        # The root's label counts, too.
         alone = (
-            len(query.labels) == 1 and query.rdtype not in _OF_TOP_LEVEL and not client.nameservers
+            len(asked.name) == 2 and asked.rdtype not in _OF_TOP_LEVEL and not client.nameservers
         )
         if client.forwards and not ours and not alone:
             return None
-        return question.answer(query, Code.NXDOMAIN, payload=self._payload)
+        return question.answer(query, Rcode.NXDOMAIN)
 
     async def _elsewhere(
-        self, query: Query, source: str, client: Client, most: int
+        self, query: Message, source: str, client: Client, most: int
     ) -> bytes | None:
         """Return the answer of another network that the client is in, if one knows the name.
 
@@ -170,11 +186,11 @@ class Responder:
         try:
             if (address := question.reversed_address(query)) is not None:
                 names = await self._answers.names_elsewhere(source, address)
-                return None if names is None else self._pointers(query, names, most)
-            for name in self._candidates(query.name, client):
+                return None if names is None else _pointers(query, names, most)
+            for name in self._candidates(query, client):
                 addresses = await self._answers.addresses_elsewhere(source, name)
                 if addresses is not None:
-                    return self._records(query, addresses, most)
+                    return self._records(query, addresses, most)[0]
         except ContainerError:
             # That it does not exist can't be said; a name of the internet is asked for there, so
             # that a network that is wedged does not cut its containers off.
@@ -182,48 +198,26 @@ class Responder:
                 raise
         return None
 
-    def _candidates(self, name: str | None, client: Client) -> Iterator[str]:
+    def _search(self, client: Client) -> tuple[str, ...]:
+        return client.search or self._upstreams.search()
+
+    def _candidates(self, query: Message, client: Client) -> Iterator[str]:
         """Give a name as it was asked for, then without each search domain that it ends in."""
-        if name is None:
-            return
+        name = question.plain_name(query)
         yield name
-        for domain in client.search or self._upstreams.search():
+        for domain in self._search(client):
             bare = name.removesuffix("." + domain)
             if bare and bare != name:
                 yield bare
 
-    def _records(self, query: Query, addresses: Sequence[str], most: int) -> bytes:
-        data = [question.packed(address) for address in addresses]
-        if query.rdtype != question.ANY:
-            data = [record for record in data if record[0] == query.rdtype]
-        if len(data) > 1:
-            # Who takes the first one of several should not always take the same.
-            self._rotation += 1
-            first = self._rotation % len(data)
-            data = data[first:] + data[:first]
-        return self._told(query, data, most)
-
-    def _pointers(self, query: Query, names: Sequence[str], most: int) -> bytes:
-        if not names:
-            return question.answer(query, Code.NXDOMAIN, payload=self._payload, authoritative=True)
-        if query.rdtype not in (question.PTR, question.ANY):
-            return self._told(query, (), most)
-        # One alone, its own name: who compares it with what he expects reads the first.
-        data = next((data for name in names if (data := question.pointer(name))), None)
-        return self._told(query, () if data is None else [(question.PTR, data)], most)
-
-    def _told(self, query: Query, data: Sequence[tuple[int, bytes]], most: int) -> bytes:
-        return question.answer(
-            query,
-            data=data,
-            ttl=TTL,
-            most=self._room(query, most),
-            payload=self._payload,
-            authoritative=True,
-        )
-
-    def _room(self, query: Query, most: int) -> int:
-        return most if most == STREAM else min(most, query.payload)
+    def _records(self, query: Message, addresses: Sequence[str], most: int) -> tuple[bytes, int]:
+        rdtype = query.question[0].rdtype
+        data = [question.address_data(address) for address in addresses]
+        if rdtype != RdataType.ANY:
+            data = [one for one in data if one.rdtype == rdtype]
+        ways = max(1, len(data))
+        first = self._turn % ways
+        return _told(query, data[first:] + data[:first], most), ways
 
     def _note_failure(self) -> None:
         """Log what is being handled, once a second at most: a packet can be sent often."""
@@ -232,3 +226,23 @@ class Responder:
         if now - self._logged >= _LOGGED_EVERY:
             self._logged = now
             _log.exception("could not answer a query")
+
+
+def _pointers(query: Message, names: Sequence[str], most: int) -> bytes:
+    if not names:
+        return question.answer(query, Rcode.NXDOMAIN, flags=Flag.AA)
+    if query.question[0].rdtype not in (RdataType.PTR, RdataType.ANY):
+        return _told(query, (), most)
+    # One alone, its own name: who compares it with what he expects reads the first.
+    data = next((data for name in names if (data := question.pointer(name))), None)
+    return _told(query, () if data is None else (data,), most)
+
+
+def _told(query: Message, data: Sequence[Rdata], most: int) -> bytes:
+    return question.answer(query, data=data, ttl=TTL, most=_room(query, most), flags=Flag.AA)
+
+
+def _room(query: Message, most: int) -> int:
+    if most == STREAM:
+        return most
+    return min(most, max(query.payload, question.SMALLEST))

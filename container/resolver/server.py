@@ -12,12 +12,12 @@ from functools import partial
 
 import trio
 from attrs import frozen
+from dns.rcode import Rcode
 
 from container.resolver import question
 from container.resolver.answers import Answers
 from container.resolver.limits import Limits
 from container.resolver.listening import Listener
-from container.resolver.question import Code
 from container.resolver.responder import STREAM, Later, Responder
 from container.resolver.turns import Turns
 from container.resolver.upstreams import Upstreams
@@ -63,7 +63,7 @@ class DnsServer:
         self._answers = answers
         self._upstreams = upstreams
         self._limits = limits or Limits()
-        self._responder = Responder(answers, upstreams, payload=self._limits.udp_bytes)
+        self._responder = Responder(answers, upstreams)
         self._counted = self._responder.counted
         self._turns: Turns | None = None
         self._connections: dict[str, int] = {}
@@ -129,7 +129,7 @@ class DnsServer:
             if turns.offer(source, work):
                 return
             self._counted.refused += 1
-            found = question.answer(found.query, Code.SERVFAIL)
+            found = question.answer(found.query, Rcode.SERVFAIL)
         if found is not None:
             _send(sock, found, address)
 
