@@ -327,7 +327,8 @@ def sandbox_networks(
             search=container.names.search,
             neighbours=tuple(each.id for each in configurations if each.id != network.id),
         )
-        found.append(SandboxNetwork(network.id, network.name, socket(network.id), request))
+        path, leads_out = socket(network.id), not network.internal
+        found.append(SandboxNetwork(network.id, network.name, path, request, leads_out))
     return tuple(found)
 
 

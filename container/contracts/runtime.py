@@ -131,6 +131,8 @@ class SandboxNetwork:
     socket: str
     """Path of the network helper's socket."""
     request: AttachmentRequest
+    leads_out: bool = True
+    """Whether it has a way out, so that it can be the container's."""
 
 
 @frozen

@@ -381,9 +381,13 @@ def check_network_mode(spec: SandboxSpec, namespace: Fd | None) -> None:
 
 
 def arranged(networks: tuple[SandboxNetwork, ...]) -> tuple[SandboxNetwork, ...]:
-    """Return networks that know each other, and of which one leads out: the first that may."""
+    """Return networks that know each other, and of which one leads out, if any can.
+
+    It is the one that did, or is to, or else the first.
+    """
     ids = [network.id for network in networks]
-    out = next((n.id for n in networks if n.request.default_route), ids[0] if ids else "")
+    able = [network for network in networks if network.leads_out]
+    out = next((n.id for n in (*(n for n in able if n.request.default_route), *able)), None)
     return tuple(
         evolve(
             network,

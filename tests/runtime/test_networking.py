@@ -518,9 +518,9 @@ async def test_names_and_the_host_are_those_of_the_network_that_leads_out(
 
 
 async def test_one_network_leads_out_and_all_know_each_other() -> None:
-    def wanted(name: str, out: bool) -> SandboxNetwork:
+    def wanted(name: str, out: bool, able: bool = True) -> SandboxNetwork:
         request = AttachmentRequest(ID, name, "tested", default_route=out)
-        return SandboxNetwork(name, name, "", request)
+        return SandboxNetwork(name, name, "", request, able)
 
     def out(*networks: SandboxNetwork) -> list[bool]:
         return [network.request.default_route for network in arranged(networks)]
@@ -528,5 +528,8 @@ async def test_one_network_leads_out_and_all_know_each_other() -> None:
     assert out() == []
     assert out(wanted("a", False), wanted("b", False)) == [True, False]
     assert out(wanted("a", False), wanted("b", True), wanted("c", True)) == [False, True, False]
+    # An internal network is no way out, even if it is the only one.
+    assert out(wanted("a", True, False)) == [False]
+    assert out(wanted("a", True, False), wanted("b", False)) == [False, True]
     known = arranged((wanted("a", True), wanted("b", False)))
     assert [network.request.neighbours for network in known] == [("b",), ("a",)]
