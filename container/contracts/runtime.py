@@ -244,7 +244,7 @@ class SandboxStatistics:
     read_bytes: int
     written_bytes: int
     received_bytes: int | None = None
-    """By its networks, while it is in them; None with the host's network, or another container's."""
+    """By its networks while in them; None with the host's network, or another container's."""
     sent_bytes: int | None = None
 
 
