@@ -12,6 +12,7 @@ import functools
 import ipaddress
 import logging
 import resource
+import socket
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
@@ -103,13 +104,26 @@ def _meet(one: str, other: str) -> bool:
 
 
 @define(eq=False)
+class _Relay:
+    """What relays from one socket."""
+
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    ended: trio.Event = field(factory=trio.Event)
+
+
+@define(eq=False)
 class _Host:
     """A host port of ours and where it leads."""
 
     reserved: Reserved
     target: proxy.Target
-    relays: trio.CancelScope = field(factory=trio.CancelScope)
-    ended: trio.Event = field(factory=trio.Event)
+    relays: list[_Relay] = field(factory=list[_Relay])
+    """Of its sockets, in their order."""
+
+    def stop(self) -> None:
+        """Have the relays end."""
+        for each in self.relays:
+            each.scope.cancel()
 
 
 @define
@@ -241,8 +255,8 @@ class PublishedPorts:
                 elif kept.target == target:
                     published.hosts[place] = kept
                 else:
-                    kept.relays.cancel()
-                    published.hosts[place] = self._relayed(kept.reserved, target)
+                    kept.stop()
+                    published.hosts[place] = self._relayed(kept.reserved, target, after=kept)
         self._lost.pop(key, None)
         self._published[key] = published
         if not chosen:
@@ -312,32 +326,40 @@ class PublishedPorts:
                     return f'container "{published.name}"'
         return None
 
-    def _relayed(self, reserved: Reserved, target: proxy.Target) -> _Host:
+    def _relayed(
+        self, reserved: Reserved, target: proxy.Target, *, after: _Host | None = None
+    ) -> _Host:
         host = _Host(reserved, target)
-        self._nursery.start_soon(self._relay, host)
+        for at, each in enumerate(reserved.sockets):
+            relay = _Relay()
+            host.relays.append(relay)
+            earlier = None if after is None else after.relays[at]
+            self._nursery.start_soon(self._relay, relay, each, target, earlier)
         return host
 
-    async def _relay(self, host: _Host) -> None:
-        relay = {
-            Protocol.TCP: proxy.relay_streams,
-            Protocol.UDP: proxy.relay_datagrams,
-        }[host.reserved.protocol]
+    async def _relay(
+        self, relay: _Relay, bound: socket.socket, target: proxy.Target, earlier: _Relay | None
+    ) -> None:
+        streams = bound.type == socket.SOCK_STREAM
+        work = proxy.relay_streams if streams else proxy.relay_datagrams
         try:
-            with host.relays:
-                async with trio.open_nursery() as nursery:
-                    for each in host.reserved.sockets:
-                        nursery.start_soon(relay, each, host.target, self._everyone)
+            with relay.scope:
+                if earlier is not None:
+                    # Two can't wait for one socket.
+                    await earlier.ended.wait()
+                await work(bound, target, self._everyone)
         finally:
-            host.ended.set()
+            relay.ended.set()
 
     async def _release(self, hosts: Iterable[_Host]) -> None:
         hosts = tuple(hosts)
         for host in hosts:
-            host.relays.cancel()
+            host.stop()
         # Relays end at once; a socket must not be closed while one waits for it.
         with trio.CancelScope(shield=True):
             for host in hosts:
-                await host.ended.wait()
+                for relay in host.relays:
+                    await relay.ended.wait()
                 host.reserved.close()
 
     def close(self) -> None:

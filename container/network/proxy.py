@@ -80,6 +80,8 @@ async def relay_streams(
     accepts = trio.socket.from_stdlib_socket(listener)
     target = target.for_family(listener.family)
     here = trio.CapacityLimiter(CONNECTIONS)
+    # Most ports are never asked here: a task each, and no more, where there are thousands.
+    await trio.lowlevel.wait_readable(listener)
     async with trio.open_nursery() as nursery:
         while True:
             try:
@@ -233,6 +235,7 @@ class _Datagrams:
 
     async def relay(self) -> None:
         room = socket.CMSG_SPACE(20)
+        await trio.lowlevel.wait_readable(self.bound)
         async with trio.open_nursery() as nursery:
             while True:
                 try:

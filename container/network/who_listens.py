@@ -1,16 +1,16 @@
-"""Say which process has a port of the host that somebody else wants.
+"""Say who has a port of the host that somebody else wants: which process, or which container.
 
 Read from /proc when it is asked for, which is when a port is taken. A socket in another network
-namespace takes nothing from us and is not seen.
+namespace takes nothing from us and is not seen. The helper of another network is known by the
+socket that it serves, and asked there whose the port is.
 
-Source: proc(5), `/proc/net/tcp`.
+Source: proc(5), `/proc/net/tcp`, `/proc/net/unix`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import os
 import socket
 import sys
@@ -20,11 +20,14 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
-from container.contracts.network import Protocol
+from container.contracts.network import Network, Protocol
+from container.ipc import ContainerError
 
 _LISTEN = "0A"
 """State of a TCP socket that takes its port; that of any UDP socket counts."""
 _PROC = Path("/proc")
+ANSWER_SECONDS = 2.0
+"""That the helper of another network has to say whose a port is."""
 
 
 @frozen
@@ -43,22 +46,72 @@ async def who_has(protocol: Protocol, address: str, port: int) -> str:
         address: That is wanted; empty is every one.
         port: Its number.
     """
-    return await trio.to_thread.run_sync(_who_has, protocol, address, port)
+    found = await trio.to_thread.run_sync(_who_has, protocol, address, port)
+    if isinstance(found, Path):
+        return await _which_container(found, protocol, port)
+    return found
 
 
-def _who_has(protocol: Protocol, address: str, port: int) -> str:
+async def _which_container(helper: Path, protocol: Protocol, port: int) -> str:
+    """Ask the helper of another network."""
+    name = f"of {helper.stem}"
+    with trio.move_on_after(ANSWER_SECONDS):
+        try:
+            async with Network.connect(helper) as network:
+                status = await network.status()
+        except* ContainerError:
+            pass
+        else:
+            name = status.name
+            for attachment in status.attachments:
+                for each in attachment.ports:
+                    row = range(each.host_port, each.host_port + each.count)
+                    if each.protocol is protocol and port in row:
+                        return f'container "{attachment.names[0]}" in network {name}'
+    return f"a container in network {name}"
+
+
+def _who_has(protocol: Protocol, address: str, port: int) -> str | Path:
     listeners = list(_listeners(protocol, address, port))
+    wanted = {f"socket:[{each.inode}]" for each in listeners}
     for pid in sorted(filter(str.isdigit, os.listdir(_PROC)), key=int):
-        # It may end meanwhile, or not be ours to look at.
-        with contextlib.suppress(OSError):
-            for number in os.listdir(_PROC / pid / "fd"):
-                with contextlib.suppress(OSError):
-                    link = os.readlink(_PROC / pid / "fd" / number)
-                    if any(link == f"socket:[{each.inode}]" for each in listeners):
-                        return _name(int(pid))
+        sockets = _sockets(pid)
+        if wanted & sockets:
+            return _helper(sockets) or _name(pid)
     if listeners:
         return f"a process of user {listeners[0].uid} that can't be seen from here"
     return "another process"
+
+
+def _sockets(pid: str) -> set[str]:
+    """Return `socket:[inode]` of each socket of a process."""
+    found: set[str] = set()
+    # It may end meanwhile, or not be ours to look at.
+    with contextlib.suppress(OSError):
+        for number in os.listdir(_PROC / pid / "fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(_PROC / pid / "fd" / number))
+    return {each for each in found if each.startswith("socket:")}
+
+
+def _name(pid: str) -> str:
+    try:
+        return f"{(_PROC / pid / 'comm').read_text().strip()} (process {pid})"
+    except OSError:
+        return f"process {pid}"
+
+
+def _helper(sockets: set[str]) -> Path | None:
+    """Return where the helper of a network listens, if these sockets are one's."""
+    with contextlib.suppress(OSError):
+        for line in (_PROC / "net" / "unix").read_text().splitlines()[1:]:
+            words = line.split(maxsplit=7)
+            if len(words) < 8 or f"socket:[{words[6]}]" not in sockets:
+                continue
+            path = Path(words[7])
+            if path.parent.name == "network" and path.suffix == ".sock":
+                return path
+    return None
 
 
 def _listeners(protocol: Protocol, address: str, port: int) -> Iterator[Listener]:
@@ -91,24 +144,3 @@ def _address(digits: str, family: int) -> ipaddress.IPv4Address | ipaddress.IPv6
     words = (int(digits[at : at + 8], 16) for at in range(0, len(digits), 8))
     packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
     return ipaddress.ip_address(socket.inet_ntop(family, packed))
-
-
-def _name(pid: int) -> str:
-    command = (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    network = _network_of(command)
-    if network is not None:
-        return f"a container in network {network}"
-    name = (_PROC / str(pid) / "comm").read_text().strip()
-    return f"{name} (process {pid})"
-
-
-def _network_of(command: list[str]) -> str | None:
-    """Return the name of the network whose helper a process is: its folder is an argument."""
-    if "--root" not in command[:-1]:
-        return None
-    file = Path(command[command.index("--root") + 1]) / "configuration.json"
-    try:
-        found = json.loads(file.read_text())
-        return str(found["name"]) if "subnets" in found else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import sys
@@ -213,21 +212,44 @@ async def test_a_process_that_has_a_port_is_named(
         process.stdin.close()
 
 
-async def test_a_container_of_another_network_is_told_by_its_network(
+HELPER = """
+import socket, sys, trio
+from container.contracts.network import Attachment, PublishedPort
+from container.ipc import open_service
+from container.testing.network import FakeNetwork, network_configuration
+
+async def main():
+    network = FakeNetwork(network_configuration("backend"))
+    network.attachments["k"] = Attachment(
+        "id", "backend", "k", "eth0", (), (), "", 1500,
+        ports=(PublishedPort(80, 8080, 3),), names=("db", "k"),
+    )
+    async with open_service(network, at=sys.argv[1]):
+        with socket.create_server(("0.0.0.0", 8081)), socket.create_server(("0.0.0.0", 9000)):
+            print(flush=True)
+            await trio.to_thread.run_sync(sys.stdin.read)
+
+trio.run(main)
+"""
+
+
+async def test_a_container_of_another_network_is_told_by_name(
     host: NetworkNamespace, tmp_path: Path
 ) -> None:
-    # What the helper of another network is started with.
-    file = tmp_path / "configuration.json"
-    file.write_text(json.dumps({"name": "backend", "subnets": []}))
-    which = repr([(int(socket.AF_INET), int(socket.SOCK_STREAM), ("0.0.0.0", 8080))])
-    command = (sys.executable, "-c", LISTEN, which, "--root", str(tmp_path), "0123")
+    folder = tmp_path / "network"
+    folder.mkdir()
+    command = (sys.executable, "-c", HELPER, str(folder / "0123.sock"))
     with host.popen(*command, stdin=-1, stdout=-1) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdout.readline()
         async with publishing(host) as ports:
+            with pytest.raises(
+                AlreadyExists, match=r'8081/tcp .* taken by container "db" in network backend$'
+            ):
+                await ports.publish("k", "web", ADDRESSES, (PublishedPort(80, 8081),))
             with pytest.raises(AlreadyExists, match=r"taken by a container in network backend$"):
-                await ports.publish("k", "web", ADDRESSES, (PublishedPort(80, 8080),))
+                await ports.publish("k", "web", ADDRESSES, (PublishedPort(80, 9000),))
         process.stdin.close()
 
 
