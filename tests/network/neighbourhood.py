@@ -201,7 +201,7 @@ async def ask(
     plain.setblocking(False)
     with trio.socket.from_stdlib_socket(plain) as client, trio.move_on_after(patience):
         try:
-            await client.connect((address, port))
+            await client.connect(client_address(namespace, address, port))
             if protocol is Protocol.UDP:
                 await client.send(b"?")
             answer = await client.recv(1024)
@@ -209,6 +209,16 @@ async def ask(
             return None
         return answer.decode().partition(" ")[0] or None
     return None
+
+
+def client_address(
+    origin: NetworkNamespace, address: str, port: int
+) -> tuple[str, int] | tuple[str, int, int, int]:
+    """Return what a socket of a namespace is connected to."""
+    host, _, scope = address.partition("%")
+    if not scope:
+        return host, port
+    return host, port, 0, origin.call(lambda: socket.if_nametoindex(scope))
 
 
 def _trust_addresses(namespace: NetworkNamespace) -> None:
