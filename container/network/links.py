@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
@@ -28,6 +29,7 @@ from container.network.netlink import (
 
 BUFFER_BYTES = 4 << 20
 """The kernel's, for what we have not read yet: a thousand interfaces that go at once."""
+REMEMBERED = 1024
 _SO_RCVBUFFORCE = 33
 """Source: socket(7)."""
 
@@ -59,13 +61,17 @@ class LinkEvents:
 
     def __init__(self, source: trio.socket.SocketType) -> None:
         self._source = source
+        self.gone: deque[int] = deque(maxlen=REMEMBERED)
+        """Indexes of the last interfaces that went, of interest or not: the kernel does not use
+        one again, so who has just made one sees here whether it is gone already."""
 
     async def next(self, of_interest: Callable[[int], bool]) -> tuple[Event, ...]:
         """Wait for events; return those that come together.
 
         Args:
-            of_interest: Says so of an interface's index. Each change of any interface of the machine is told
-                of, several times, and to read it takes longer than to see of which it is.
+            of_interest: Says so of an interface's index. Each change of any interface of the
+                machine is told of, several times, and to read it takes longer than to see of which
+                it is.
         """
         while True:
             try:
@@ -76,10 +82,15 @@ class LinkEvents:
                 return (Missed(),)
             found: list[Event] = []
             for kind, body in messages(data):
-                if kind not in (RTM_NEWLINK, RTM_DELLINK) or not of_interest(index_of(body)):
+                if kind not in (RTM_NEWLINK, RTM_DELLINK):
+                    continue
+                index = index_of(body)
+                # A port that leaves its bridge is told of like an interface that goes.
+                if kind == RTM_DELLINK and body[0] != socket.AF_BRIDGE:
+                    self.gone.append(index)
+                if not of_interest(index):
                     continue
                 link = read_link(body)
-                # A port that leaves its bridge is told of like an interface that goes.
                 if link.family != socket.AF_BRIDGE:
                     found.append(Changed(link) if kind == RTM_NEWLINK else Gone(link))
             if found:

@@ -113,6 +113,9 @@ class NetworkService(Actor, Network):
         self._views = Views(network, self._bridge.mtu)
         self._idle = idle
         self._held: dict[str, _Held] = {}
+        self._events: LinkEvents | None = None
+        self._by_index: dict[int, _Held] = {}
+        """By the index of the host's end."""
         self._leases = Leases(network.subnets, network.gateways)
         self._ports: PublishedPorts | None = None
         self._healing = False
@@ -139,7 +142,7 @@ class NetworkService(Actor, Network):
 
     async def begin(self) -> None:
         await self.nursery.start(self._upkeep.run)
-        events = await self.nursery.start(self._listen)
+        self._events = events = await self.nursery.start(self._listen)
         await self._recover()
         self.nursery.start_soon(self._watch, events)
 
@@ -155,7 +158,9 @@ class NetworkService(Actor, Network):
         for key, record in tuple(records.items()):
             self._leases.restore(key, record.addresses)
             if key in survey.ports:
-                self._begin(key, _Held(record, survey.ports[key]))
+                held = _Held(record)
+                self._plugged(held, survey.ports[key])
+                self._begin(key, held)
             else:
                 del records[key]
                 self._leases.release(key)
@@ -279,9 +284,10 @@ class NetworkService(Actor, Network):
                     self._begin(request.key, held)
                 await self._upkeep.up()
                 plug = self._views.plug(record)
-                held.port = await self._upkeep.in_kernel(
+                port = await self._upkeep.in_kernel(
                     partial(self._bridge.plug, plug, namespace.fileno())
                 )
+                self._plugged(held, port)
                 held.record = await self._published(record)
             except BaseException:
                 with trio.move_on_after(RELEASE_SECONDS, shield=True):
@@ -384,8 +390,11 @@ class NetworkService(Actor, Network):
         self._forget(key)
 
     def _forget(self, key: str) -> None:
-        if self._held.pop(key, None) is not None and self._idle is not None:
-            self._idle.end()
+        held = self._held.pop(key, None)
+        if held is not None:
+            self._plugged(held, None)
+            if self._idle is not None:
+                self._idle.end()
         self._leases.release(key)
         self._troubles.pop(key, None)
         self._records.state.records.pop(key, None)
@@ -412,24 +421,35 @@ class NetworkService(Actor, Network):
 
     async def _watch(self, events: LinkEvents) -> None:
         while True:
-            for event in await events.next():
-                bridge = self._upkeep.link
+            for event in await events.next(self._is_ours):
                 match event:
                     case Missed():
                         for held in self._held.values():
                             self.nursery.start_soon(self._look_after, held)
                         self._heal_soon()
-                    case Gone(link) if bridge is not None and link.index == bridge.index:
-                        self._heal_soon()
-                    case Changed(link) if bridge is not None and link.index == bridge.index:
-                        if not link.up:
-                            self._heal_soon()
                     case Gone(link) | Changed(link):
-                        held = self._of(link)
-                        # What is told of while it is being made or removed is looked at after that.
                         gone = isinstance(event, Gone)
-                        if held is not None and (gone or not self._in_place(link)):
+                        held = self._by_index.get(link.index)
+                        if held is None:  # the bridge
+                            if gone or not link.up:
+                                self._heal_soon()
+                        # What is told of while it is made or removed is looked at after that.
+                        elif gone or not self._in_place(link):
                             self.nursery.start_soon(self._look_after, held)
+
+    def _is_ours(self, index: int) -> bool:
+        bridge = self._upkeep.link
+        return index in self._by_index or (bridge is not None and index == bridge.index)
+
+    def _plugged(self, held: _Held, port: Link | None) -> None:
+        """Take note of the host's end of an attachment; None: there is none any more."""
+        if held.port is not None:
+            self._by_index.pop(held.port.index, None)
+        held.port = port
+        if port is not None:
+            self._by_index[port.index] = held
+            if self._events is not None and port.index in self._events.gone:
+                self.nursery.start_soon(self._look_after, held)
 
     def _in_place(self, link: Link) -> bool:
         bridge = self._upkeep.link
@@ -440,16 +460,6 @@ class NetworkService(Actor, Network):
         if not self._healing:
             self._healing = True
             self.nursery.start_soon(self._heal_bridge)
-
-    def _of(self, link: Link) -> _Held | None:
-        return next(
-            (
-                held
-                for held in self._held.values()
-                if held.port is not None and held.port.index == link.index
-            ),
-            None,
-        )
 
     async def _look_after(self, held: _Held) -> None:
         """Put an attachment's interface back if it is gone and held; else release it."""
@@ -486,9 +496,10 @@ class NetworkService(Actor, Network):
             held.healed.append(now)
             _log.warning("somebody removed the interface of %s: putting it back", name)
             try:
-                held.port = await self._upkeep.in_kernel(
+                port = await self._upkeep.in_kernel(
                     partial(self._bridge.plug, self._views.plug(held.record), namespace)
                 )
+                self._plugged(held, port)
                 return
             except Unavailable as error:
                 # Removed once more before it was complete: nothing tells of that one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from container.ipc import (
 )
 from container.network import forwarding, nft, service
 from container.network.bridge import bridge_name, port_name
+from container.network.netlink import Link
 from container.network.service import NetworkService
 from container.testing.network import NetworkNamespace, network_configuration
 from tests.network.conftest import Serve, links, wants
@@ -687,6 +689,26 @@ async def test_an_interface_that_somebody_removes_is_put_back_while_it_is_held(
             assert attachment.addresses[0] in shown
         assert links(inside) == set()
         assert len(links(host)) == 1
+
+
+async def test_an_interface_that_is_removed_before_the_helper_knows_it_is_put_back(
+    host: NetworkNamespace, container: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+):
+    inside = container()
+    original, removed = bridge.Bridge.plug, []
+
+    def plug_and_remove(self: bridge.Bridge, plug: bridge.Plug, namespace: int) -> Link:
+        link = original(self, plug, namespace)
+        if not removed:
+            removed.append(link)
+            inside.run("ip", "link", "delete", "eth0")
+            time.sleep(0.1)  # the helper's loop hears of it before it hears of us
+        return link
+
+    monkeypatch.setattr(bridge.Bridge, "plug", plug_and_remove)
+    async with serve() as network, network.attach(wants(), inside.duplicate()):
+        await until(lambda: links(inside) == {"eth0"})
+        assert removed
 
 
 async def test_an_interface_that_is_removed_again_and_again_is_told_of(
