@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from attrs import frozen
@@ -20,9 +21,6 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 _SOURCE_NAT, _DESTINATION_NAT = 1 << 4, 1 << 5
-_EACH = 16
-"""So many ports are asked for one by one, more of them by a look at all flows."""
-
 
 Place = tuple[str, int]
 """Address and port of a container."""
@@ -57,7 +55,7 @@ def forget(ports: Mapping[int, Collection[Place]], formerly: Collection[Place]) 
     """
     found = 0
     try:
-        for family in (socket.AF_INET, socket.AF_INET6):
+        for family in _families(ports, formerly):
             with NFCTSocket(nfgen_family=family) as opened:
                 kernel: Any = opened
                 for flow in tuple(_flows(kernel, family, ports)):
@@ -67,6 +65,13 @@ def forget(ports: Mapping[int, Collection[Place]], formerly: Collection[Place]) 
     except (OSError, NetlinkError):
         pass
     return found
+
+
+def _families(
+    ports: Mapping[int, Collection[Place]], formerly: Collection[Place]
+) -> frozenset[socket.AddressFamily]:
+    places = chain(formerly, *ports.values())
+    return frozenset(socket.AF_INET6 if ":" in address else socket.AF_INET for address, _ in places)
 
 
 def _is_wrong(
@@ -91,15 +96,16 @@ def _is_local(family: int, address: str) -> bool:
 
 def _flows(kernel: Any, family: int, ports: Collection[int]) -> Iterator[_Flow]:
     pattern: Any = NFCTAttrTuple  # its types are not written down
-    for port in ports if len(ports) <= _EACH else (None,):
-        wanted = pattern(family=family, proto=socket.IPPROTO_UDP, dport=port)
-        for message in kernel.dump(tuple_orig=wanted):
-            original = pattern.from_netlink(family, message.get_attr("CTA_TUPLE_ORIG"))
-            if original.proto != socket.IPPROTO_UDP:
-                continue
-            reply = pattern.from_netlink(family, message.get_attr("CTA_TUPLE_REPLY"))
-            answerer = (reply.saddr, reply.sport)
-            yield _Flow(family, original, answerer, message.get_attr("CTA_STATUS") or 0)
+    # A look at the kernel's table takes milliseconds, and so does each further one.
+    port = next(iter(ports)) if len(ports) == 1 else None
+    wanted = pattern(family=family, proto=socket.IPPROTO_UDP, dport=port)
+    for message in kernel.dump(tuple_orig=wanted):
+        original = pattern.from_netlink(family, message.get_attr("CTA_TUPLE_ORIG"))
+        if original.proto != socket.IPPROTO_UDP:
+            continue
+        reply = pattern.from_netlink(family, message.get_attr("CTA_TUPLE_REPLY"))
+        answerer = (reply.saddr, reply.sport)
+        yield _Flow(family, original, answerer, message.get_attr("CTA_STATUS") or 0)
 
 
 def _delete(kernel: Any, flow: _Flow) -> None:
