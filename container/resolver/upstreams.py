@@ -4,12 +4,6 @@ Every question leaves from a port and with an id that nobody can guess, through 
 connected: the kernel drops what others send. An answer counts only if id and question are those
 that were asked. Nothing is kept, so nothing can be poisoned for later.
 
-A question is asked as the client asked it: with EDNS if it came with it, and for no longer an
-answer than the client takes. So the answer is passed on as it is, but for its id, flags and
-question, which become the client's. What is inside of a record is for the client to read: a library
-needs 30 seconds for that of a hostile answer of 64 KiB (dnspython 2.9, Linux 6.18, 2 cores), in
-which the event loop would serve nobody. Source: RFC 5625, section 6.
-
 A question that is under way already is not asked again, whoever asks: retries cost nothing, and a
 loop (a container is the host's DNS server and asks us) ends with the first question's time instead
 of going round.
@@ -19,20 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import secrets
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import dns.message
 import trio
 from attrs import define, field
 from dns.flags import Flag
 from dns.message import Message
 from dns.rcode import Rcode
 
-from container.resolver import question
 from container.resolver.question import Malformed
+from container.resolver.relaying import read, relayed, written
 from container.resolver.resolv_conf import ResolvConf
 
 _PATIENCES = (1.0, 1.5, 2.0)
@@ -106,7 +98,7 @@ class Upstreams:
         if not servers:
             await trio.lowlevel.checkpoint()
             raise NoAnswer
-        alike = ours(query, most)
+        alike = written(query, most)
         alike.id = 0
         key = (servers, stream, alike.to_wire())
         asked = self._asked.get(key)
@@ -157,11 +149,11 @@ class Upstreams:
     async def _ask_one(
         self, query: Message, server: str, patience: float, most: int, stream: bool
     ) -> Message:
-        asked = ours(query, most)
+        asked = written(query, most)
         found = await self._ask_udp(asked, server, patience)
         if asked.edns >= 0 and found.rcode() in (Rcode.FORMERR, Rcode.NOTIMP):
             # It may be one that knows no EDNS. Source: RFC 6891, section 7.
-            asked = ours(query, most, edns=False)
+            asked = written(query, most, edns=False)
             found = await self._ask_udp(asked, server, patience)
         if stream and found.flags & Flag.TC:
             # Part of an answer is better than none, and it says that it is one.
@@ -178,7 +170,7 @@ class Upstreams:
                 while True:
                     packet = await sock.recv(_LONGEST)
                     with contextlib.suppress(Malformed):
-                        return reply(packet, asked)
+                        return read(packet, asked)
 
     async def _ask_tcp(self, asked: Message, server: str) -> Message:
         with trio.socket.socket(_family(server), socket.SOCK_STREAM) as sock:
@@ -186,63 +178,13 @@ class Upstreams:
             stream = trio.SocketStream(sock)
             await stream.send_all(asked.to_wire(prepend_length=True))
             length = int.from_bytes(await _exactly(stream, 2), "big")
-            return reply(await _exactly(stream, length), asked)
+            return read(await _exactly(stream, length), asked)
 
     def _remember_silent(self, server: str) -> None:
         now = trio.current_time()
         for other in [o for o, until in self._silent.items() if until <= now]:
             del self._silent[other]
         self._silent[server] = now + _REMEMBERED
-
-
-def ours(query: Message, most: int, *, edns: bool = True) -> Message:
-    """Return a client's question as we ask it, with an id that nobody can guess."""
-    (asked,) = query.question
-    edns = edns and query.edns >= 0
-    return dns.message.make_query(
-        asked.name,
-        asked.rdtype,
-        asked.rdclass,
-        use_edns=0 if edns else False,
-        want_dnssec=edns and question.wants_dnssec(query),
-        payload=min(most, question.PAYLOAD),
-        id=secrets.randbits(16),
-        flags=query.flags & (Flag.RD | Flag.AD | Flag.CD),
-    )
-
-
-def reply(packet: bytes, asked: Message) -> Message:
-    """Return what answers a question of ours, of which only header and question are read.
-
-    Raises:
-        Malformed: it does not.
-    """
-    # A thousand questions take a library as long as a thousand records.
-    if question.header(packet)[2] > 1:
-        raise Malformed
-    found = question.parsed(packet, question_only=True)
-    if not asked.is_response(found):
-        raise Malformed
-    return found
-
-
-def relayed(found: Message, query: Message, most: int) -> bytes:
-    """Return an answer as the client gets it."""
-    packet = found.wire
-    if not packet or not found.question:
-        # It could not read the question, so it can't repeat it.
-        return question.answer(query, found.rcode())
-    if len(packet) > most:
-        return question.answer(query, found.rcode(), flags=Flag.TC)
-    made = dns.message.make_response(query, recursion_available=True)
-    made.use_edns(False)
-    made.flags |= query.flags & Flag.CD | found.flags & Flag.TC
-    if query.flags & Flag.AD or question.wants_dnssec(query):
-        made.flags |= found.flags & Flag.AD
-    made.set_rcode(found.rcode())
-    start = made.to_wire()
-    # The question is as long as theirs, so that what points into it still does.
-    return start[:4] + packet[4:12] + start[12:] + packet[len(start) :]
 
 
 def _family(server: str) -> socket.AddressFamily:

@@ -28,7 +28,7 @@ def responder(*entries: Entry, resolv_conf: Path = Path("/nonexistent"), **optio
     names = Names(SUBNETS, ("10.89.0.1", "fd00::1"), **options)  # type: ignore[arg-type]
     for entry in entries or (WEB, DB):
         names.put(entry)
-    return Responder(names, Upstreams(resolv_conf=resolv_conf), payload=1232)
+    return Responder(names, Upstreams(resolv_conf=resolv_conf))
 
 
 def at_once(
@@ -200,10 +200,10 @@ def test_a_bug_of_who_knows_the_names_is_a_failure_that_is_logged_once_a_second(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken(Names):
-        def addresses(self, source: str, name: str) -> tuple[str, ...] | None:
+        def addresses(self, name: str) -> tuple[str, ...] | None:
             raise KeyError("a bug")
 
-    made = Responder(Broken(SUBNETS, ()), Upstreams(), payload=1232)
+    made = Responder(Broken(SUBNETS, ()), Upstreams())
 
     async def ask() -> None:
         for _ in range(10):
