@@ -32,7 +32,7 @@ from container.ipc import (
     connection_of,
     open_service,
 )
-from container.network import forwarding, nft, service
+from container.network import bridge, forwarding, nft, service
 from container.network.bridge import bridge_name, port_name
 from container.network.netlink import Link
 from container.network.service import NetworkService
@@ -695,7 +695,7 @@ async def test_an_interface_that_is_removed_before_the_helper_knows_it_is_put_ba
     host: NetworkNamespace, container: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ):
     inside = container()
-    original, removed = bridge.Bridge.plug, []
+    original, removed = bridge.Bridge.plug, list[Link]()
 
     def plug_and_remove(self: bridge.Bridge, plug: bridge.Plug, namespace: int) -> Link:
         link = original(self, plug, namespace)
