@@ -4,12 +4,13 @@ Ours and dnsmasq know the same names, listen on loopback, and are kept on one pr
 on another, if there is one. The second of a core is one of the server's processor time: how many
 answers come in a second of the clock is as much a matter of who asks, and of what else runs.
 
-A client is an address of 127.0.0.0/8. The flood asks for names that nobody has, another each time,
-and never waits for an answer; it is nice, so that what is measured is the server and not whose turn
-the kernel thinks it is. A query that is not answered within a second counts as one that took that
-second.
+A client is an address of 127.0.0.0/8. The flood asks for names that nobody has, another each time
+(`beside-flood`), or for names that another server is asked for, which answers at once
+(`beside-forwards`), and never waits for an answer; it is nice, so that what is measured is the
+server and not whose turn the kernel thinks it is. A query that is not answered within a second
+counts as one that took that second.
 
-    python -m benchmarks.dns serve|flood PORT
+    python -m benchmarks.dns serve|flood|forwards PORT UPSTREAM
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import trio
 from attrs import frozen
@@ -34,8 +38,8 @@ from benchmarks.options import Options
 from benchmarks.worker import PeerUnavailable
 from container.resolver import DnsServer, Entry, Names, Upstreams, listen
 
-RATE, FLOODED = "dns.answers", "dns.beside-flood"
-NAMES = (RATE, FLOODED)
+RATE, FLOODED, FORWARDED = "dns.answers", "dns.beside-flood", "dns.beside-forwards"
+NAMES = (RATE, FLOODED, FORWARDED)
 SERVER, ASKER, FLOODER = "127.0.0.1", "127.0.0.3", "127.0.0.2"
 _CONTAINERS = 200
 _OUTSTANDING = 64
@@ -59,13 +63,17 @@ def measure(names: Sequence[str], options: Options) -> list[Figure]:
     seconds = _MEASURED / options.fewer
     figures: list[Figure] = []
     for name in names:
-        take = _answers_a_second if name == RATE else _p99_beside_flood
+        take = {
+            RATE: _answers_a_second,
+            FLOODED: partial(_p99_beside_flood, "flood"),
+            FORWARDED: partial(_p99_beside_flood, "forwards"),
+        }[name]
         ours: list[float] = []
         theirs: list[float] = []
         note = f"{_CONTAINERS} containers; the goal is on ours alone"
-        with _ours() as server:
+        with _dnsmasq_or_nothing() as upstream, _ours(upstream) as server:
             try:
-                with _dnsmasq() as other:
+                with _dnsmasq(upstream) as other:
                     for _ in range(options.rounds):
                         ours.append(take(server, seconds))
                         theirs.append(take(other, seconds))
@@ -111,19 +119,23 @@ def _answers_a_second(server: _Server, seconds: float) -> float:
         return answered / (server.processor_time() - before)
 
 
-def _p99_beside_flood(server: _Server, seconds: float) -> float:
+def _p99_beside_flood(flood: str, server: _Server, seconds: float) -> float:
     """Return milliseconds: the 99th percentile of queries, one each 2 ms, beside a flood."""
     took: list[float] = []
     with (
-        _process("flood", server.port, _others()) as flooder,
+        _process(flood, server.port, 0, _others()) as flooder,
         _client(server.port) as asker,
     ):
         assert flooder.stdout is not None
         flooder.stdout.readline()
         # It fills the server's buffer before the first query is measured.
         time.sleep(0.1)
+        # A server that loses many is not asked as often: each takes a second.
+        until = time.perf_counter() + 5 * seconds
         for number in range(max(100, int(seconds / _EACH))):
             sent = time.perf_counter()
+            if took and sent > until:
+                break
             asker.send(_query(number, _name(number)))
             while (left := sent + _LOST - time.perf_counter()) > 0:
                 came = select.select([asker], [], [], left)[0]
@@ -150,22 +162,34 @@ def _name(number: int) -> str:
 
 
 def _query(number: int, name: str) -> bytes:
-    label = bytes((len(name),)) + name.encode()
-    return struct.pack("!6H", number & 0xFFFF, 0x0100, 1, 0, 0, 0) + label + b"\0\0\x01\0\x01"
+    labels = b"".join(bytes((len(label),)) + label.encode() for label in name.split("."))
+    return struct.pack("!6H", number & 0xFFFF, 0x0100, 1, 0, 0, 0) + labels + b"\0\0\x01\0\x01"
 
 
 # Servers and the flood
 
 
 @contextmanager
-def _ours() -> Generator[_Server]:
-    with _process("serve", 0, _first()) as process:
+def _ours(upstream: int) -> Generator[_Server]:
+    with _process("serve", 0, upstream, _first()) as process:
         assert process.stdout is not None
         yield _Server(process.pid, int(process.stdout.readline()))
 
 
 @contextmanager
-def _dnsmasq() -> Generator[_Server]:
+def _dnsmasq_or_nothing() -> Generator[int]:
+    """Hold a server that knows every name; the port where nobody listens if there is none."""
+    try:
+        with _dnsmasq(0, "--address=/#/192.0.2.1", processors=_others()) as server:
+            yield server.port
+    except PeerUnavailable:
+        yield 1
+
+
+@contextmanager
+def _dnsmasq(
+    upstream: int, *options: str, processors: set[int] | None = None
+) -> Generator[_Server]:
     program = shutil.which("dnsmasq") or shutil.which("dnsmasq", path="/usr/sbin:/sbin")
     if program is None:
         raise PeerUnavailable("dnsmasq is not installed")
@@ -180,11 +204,13 @@ def _dnsmasq() -> Generator[_Server]:
         "--no-hosts",
     ]
     command += ["--pid-file=", "--user=", f"--port={port}", f"--listen-address={SERVER}"]
-    command += ["--bind-interfaces", "--local-ttl=5"]
+    command += ["--bind-interfaces", "--local-ttl=5", *options]
+    if upstream:
+        command += ["--domain-needed", f"--server={SERVER}#{upstream}"]
     command += [f"--host-record={_name(i)},10.89.0.{i + 2}" for i in range(_CONTAINERS)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        os.sched_setaffinity(process.pid, _first())
+        os.sched_setaffinity(process.pid, processors or _first())
         _await_answer(process, port)
         yield _Server(process.pid, port)
     finally:
@@ -208,10 +234,11 @@ def _await_answer(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 @contextmanager
-def _process(what: str, port: int, processors: set[int]) -> Generator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.dns", what, str(port)], stdout=subprocess.PIPE, text=True
-    )
+def _process(
+    what: str, port: int, upstream: int, processors: set[int]
+) -> Generator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "benchmarks.dns", what, str(port), str(upstream)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         os.sched_setaffinity(process.pid, processors)
         yield process
@@ -228,10 +255,10 @@ def _others() -> set[int]:
     return os.sched_getaffinity(0) - _first() or _first()
 
 
-def _flood(port: int) -> None:
+def _flood(port: int, domain: str) -> None:
     os.nice(19)
-    # Names that nobody has, each another: nothing that was answered before helps.
-    queries = [_query(1, f"x{random.getrandbits(64):x}") for _ in range(1 << 16)]
+    # Each another, so that nothing that was answered before helps.
+    queries = [_query(1, f"x{random.getrandbits(64):x}{domain}") for _ in range(1 << 16)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooder:
         flooder.bind((FLOODER, 0))
         # What comes back is dropped by the kernel, for want of room.
@@ -243,18 +270,22 @@ def _flood(port: int) -> None:
                 flooder.send(query)
 
 
-async def _serve() -> None:
+async def _serve(upstream: int) -> None:
     names = Names(["127.0.0.0/8"], [SERVER])
     for i in range(_CONTAINERS):
         names.put(Entry(str(i), (f"10.89.0.{i + 2}",), (_name(i),)))
     listener = listen(SERVER)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(DnsServer(names, Upstreams()).serve, [listener])
-        print(listener.udp_port, flush=True)
+    with tempfile.NamedTemporaryFile("w", prefix="bench-") as file:
+        print("nameserver", SERVER, file=file, flush=True)
+        upstreams = Upstreams(resolv_conf=Path(file.name), port=upstream)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(DnsServer(names, upstreams).serve, [listener])
+            print(listener.udp_port, flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        trio.run(_serve)
-    else:
-        _flood(int(sys.argv[2]))
+    match sys.argv[1]:
+        case "serve":
+            trio.run(_serve, int(sys.argv[3]))
+        case what:
+            _flood(int(sys.argv[2]), {"flood": "", "forwards": ".example"}[what])
