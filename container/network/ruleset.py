@@ -5,7 +5,8 @@ Nothing here runs anything: values in, commands out. Chains, by hook and priorit
 | chain | hook | does |
 |---|---|---|
 | `early` | prerouting, raw | drops what poses as loopback, and strangers at the DNS ports |
-| `arriving` | prerouting, dstnat | DNS at the gateway; published ports |
+| `asking` | prerouting, before dstnat | DNS at the gateway, before any published port 53 |
+| `arriving` | prerouting, dstnat | published ports |
 | `own` | output, dstnat | published ports, for the host itself |
 | `passing` | forward, filter | isolation; what was not published is not reached from outside |
 | `leaving` | postrouting, srcnat | masquerade |
@@ -88,7 +89,9 @@ class Ruleset:
         commands: list[Json] = [make, *self.none(), make]
         commands += self._maps()
         commands += self._early() + self._published()
-        commands += self._arriving() + self._own() + self._passing() + self._leaving()
+        commands += (
+            self._asking() + self._arriving() + self._own() + self._passing() + self._leaving()
+        )
         return commands + self.adding(elements)
 
     def none(self) -> list[Json]:
@@ -177,22 +180,20 @@ class Ruleset:
             (_match(local, "local"), {"jump": {"target": "published"}}),
         ]
 
-    def _arriving(self) -> list[Json]:
+    def _asking(self) -> list[Json]:
         rules: list[Sequence[object]] = []
         for at in self.dns:
             family = _family(at.gateway)
+            to = _is("iifname", self.bridge), _field(family, "daddr", at.gateway)
             for protocol, port in (("udp", at.udp_port), ("tcp", at.tcp_port)):
-                rules.append(
-                    (
-                        _is("iifname", self.bridge),
-                        _field(family, "daddr", at.gateway),
-                        _field(protocol, "dport", DNS_PORT),
-                        {"dnat": {"family": family, "addr": at.gateway, "port": port}},
-                    )
-                )
+                lead = {"dnat": {"family": family, "addr": at.gateway, "port": port}}
+                rules.append((*to, _field(protocol, "dport", DNS_PORT), lead))
+        return self._chain("asking", *rules, type="nat", hook="prerouting", prio=-101)
+
+    def _arriving(self) -> list[Json]:
         # A neighbour's packet to 127.0.0.1 would be led on before routing refuses it.
-        rules.append((_field("ip", "daddr", _prefix("127.0.0.0/8")), _ACCEPT))
-        rules += self._to_published()
+        loopback = (_field("ip", "daddr", _prefix("127.0.0.0/8")), _ACCEPT)
+        rules = (loopback, *self._to_published())
         return self._chain("arriving", *rules, type="nat", hook="prerouting", prio=-100)
 
     def _own(self) -> list[Json]:

@@ -161,6 +161,24 @@ async def test_port_53_of_the_gateways_leads_to_the_dns_server_from_the_bridge_a
             assert await ask(web, lan.gateways[0], 53, protocol, patience=NO_ANSWER) is None
 
 
+@pytest.mark.parametrize("protocol", list(Protocol))
+async def test_a_published_port_53_takes_no_networks_questions(
+    host: NetworkNamespace, protocol: Protocol
+) -> None:
+    with neighbourhood(host) as around:
+        lans = [await around.lan(number) for number in (1, 2)]
+        web, *askers = lans[0].container(), lans[0].container(), lans[1].container()
+        for lan in lans:
+            await lan.firewall.setup([DnsAt(each, 5301, 5301) for each in lan.gateways])
+        port = PublishedPort(53, 53, protocol=protocol)
+        async with telling(host, 5301), lans[0].publishing(web, port):
+            # Nobody answers there: who does is the helper.
+            assert await ask(around.outside, HOST4, 53, protocol) is None
+            for lan, asker in zip(lans, askers, strict=True):
+                for version, gateway in zip((4, 6), lan.gateways, strict=True):
+                    assert await ask(asker, gateway, 53, protocol) == asker.address(version)
+
+
 async def test_where_the_way_out_is_another_network_the_gateway_is_the_source(
     host: NetworkNamespace,
 ) -> None:
