@@ -37,13 +37,13 @@ from attrs import field, frozen
 from container.contracts.apiserver import (
     ContainerOptions,
     Containers,
-    Networks,
     NetworkUse,
     PullPolicy,
     WaitCondition,
 )
 from container.contracts.images import Images, ImageSummary
 from container.contracts.network import PublishedPort
+from container.contracts.networks import Networks
 from container.contracts.runtime import (
     INIT,
     ExitStatus,

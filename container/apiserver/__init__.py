@@ -5,8 +5,8 @@ container; it never touches a container's processes, mounts or control groups it
 killed at any moment and the next one adopts what runs.
 
 - `containers`: the actor behind the `Containers` contract. It stands on `adoption` (what an earlier
-  API server left), that on `running` (a container's runs, one after the other), that on `table`
-  (what exists).
+  API server left), that on `running` (a container's runs, one after the other), that on `attaching`
+  (which networks it is in), that on `table` (what exists).
 - `restarts`, `healthchecks`, `events`: the rules of restart policies, the checks of one run, and
   what is told to subscribers.
 - `names`, `configuration`, `store`: what a name may be, what a container is made from, where it is

@@ -18,8 +18,9 @@ from attrs import frozen
 
 from container.apiserver.links import Caller, together
 from container.apiserver.volumes import VolumesService
-from container.contracts.apiserver import Container, Containers, ContainerStatus, Networks
+from container.contracts.apiserver import Container, Containers, ContainerStatus
 from container.contracts.images import Images, ImagesUsage
+from container.contracts.networks import Networks
 from container.contracts.usage import (
     ContainerUsage,
     DiskUsage,

@@ -25,9 +25,10 @@ from container.apiserver.links import Caller
 from container.apiserver.names import check_name, new_id, resolve
 from container.apiserver.network_options import check_mtu
 from container.apiserver.network_store import NetworkStore
-from container.contracts.apiserver import DEFAULT_NETWORK, NetworkOptions, Plugin, Plugins
+from container.contracts.apiserver import DEFAULT_NETWORK, Plugin, Plugins
 from container.contracts.launcher import Launcher, Restart, ServiceUnit
 from container.contracts.network import Network, NetworkConfiguration, NetworkStatus
+from container.contracts.networks import NetworkOptions
 from container.ipc import (
     Actor,
     AlreadyExists,

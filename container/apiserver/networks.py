@@ -13,14 +13,9 @@ import trio
 from container.apiserver.containers import ContainersService
 from container.apiserver.links import together
 from container.apiserver.network_table import NetworkTable
-from container.contracts.apiserver import (
-    DEFAULT_NETWORK,
-    NetworkInfo,
-    NetworkOptions,
-    Networks,
-    NetworkUse,
-)
+from container.contracts.apiserver import DEFAULT_NETWORK, NetworkUse
 from container.contracts.network import Attachment, NetworkConfiguration
+from container.contracts.networks import NetworkInfo, NetworkOptions, Networks
 from container.ipc import Actor, InvalidState, NotFound, PermissionDenied
 
 SHOWN = 5

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from container.contracts.apiserver import Containers, Health, Networks
+    from container.contracts.apiserver import Containers, Health
     from container.contracts.images import Images
     from container.contracts.launcher import Launcher
+    from container.contracts.networks import Networks
     from container.contracts.usage import Usage
     from container.contracts.volumes import Volumes
     from container.ipc import Contract
@@ -122,7 +123,7 @@ class Session:
 
     def networks(self) -> AbstractAsyncContextManager[Networks]:
         """Connect to the API server's networks; the system is started if it is not up."""
-        from container.contracts.apiserver import Networks
+        from container.contracts.networks import Networks
 
         return self._connected(Networks, self.paths.apiserver_socket, start=True)
 

@@ -15,8 +15,8 @@
 | `removing` | as above |
 | anything else | the helper's own |
 
-A change of `Container` or `NetworkConfiguration` that is more than a new field with a default is a new schema, and a
-migration to it.
+A change of `Container` or `NetworkConfiguration` that is more than a new field with a default is a
+new schema, and a migration to it.
 """
 
 from __future__ import annotations

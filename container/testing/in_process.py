@@ -38,10 +38,11 @@ from container.apiserver.network_table import NetworkTable
 from container.apiserver.networks import NetworksService
 from container.apiserver.plugins import PluginsService
 from container.apiserver.sandboxes import Timeouts
-from container.contracts.apiserver import Containers, Health, Networks, Plugins
+from container.contracts.apiserver import Containers, Health, Plugins
 from container.contracts.images import Images
 from container.contracts.launcher import Launcher, ServiceUnit
 from container.contracts.network import Network
+from container.contracts.networks import Networks
 from container.contracts.runtime import Sandbox, SandboxGate
 from container.contracts.stored import read_network
 from container.contracts.usage import Usage

@@ -28,8 +28,17 @@ from attrs import evolve
 
 from container.cli.main import main
 from container.cli.session import Session
-from container.contracts.apiserver import EVERYTHING, Container, ContainerOptions, Containers, ContainerStatus, Event, EventFilter, NetworkUse, WaitCondition
-from container.contracts.networks import NetworkInfo, NetworkOptions, Networks
+from container.contracts.apiserver import (
+    EVERYTHING,
+    Container,
+    ContainerOptions,
+    Containers,
+    ContainerStatus,
+    Event,
+    EventFilter,
+    NetworkUse,
+    WaitCondition,
+)
 from container.contracts.images import (
     DeletedImage,
     Image,
@@ -47,6 +56,7 @@ from container.contracts.launcher import (
 )
 from container.contracts.logs import LogStream, Record
 from container.contracts.network import Attachment, NetworkConfiguration, PublishedPort
+from container.contracts.networks import NetworkInfo, NetworkOptions, Networks
 from container.contracts.runtime import (
     ExitStatus,
     LogFiles,

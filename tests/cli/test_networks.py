@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from container.cli.failure import UsageRefused
 from container.cli.networking import parse_network
 from container.cli.ports import parse_container_port, parse_publish
-from container.contracts.apiserver import ContainerStatus, NetworkOptions, NetworkUse
+from container.contracts.apiserver import ContainerStatus, NetworkUse
 from container.contracts.network import Protocol, PublishedPort
+from container.contracts.networks import NetworkOptions
 from container.contracts.runtime import MountKind, NameOptions
 
 UDP = Protocol.UDP

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import trio
 
-from container.contracts.apiserver import NetworkOptions, NetworkUse
+from container.contracts.apiserver import NetworkUse
 from container.contracts.network import PublishedPort
+from container.contracts.networks import NetworkOptions
 from container.ipc import NotFound
 from container.testing import system
 

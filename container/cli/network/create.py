@@ -13,7 +13,7 @@ from container.cli.groups import Verb
 from container.cli.session import QUICK, Session
 
 if TYPE_CHECKING:
-    from container.contracts.apiserver import NetworkOptions
+    from container.contracts.networks import NetworkOptions
 
 HELP = """Create a network, and print its id.
 
@@ -50,7 +50,7 @@ def network_options(name: str, values: dict[str, Any]) -> NetworkOptions:
     Raises:
         UsageRefused: an option makes no sense.
     """
-    from container.contracts.apiserver import NetworkOptions
+    from container.contracts.networks import NetworkOptions
 
     if values["gateway"] and not values["subnet"]:
         raise UsageRefused(

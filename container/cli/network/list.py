@@ -11,7 +11,7 @@ from container.cli.output import format_option, print_json, print_table, show_ag
 from container.cli.session import QUICK, Session
 
 if TYPE_CHECKING:
-    from container.contracts.apiserver import NetworkInfo
+    from container.contracts.networks import NetworkInfo
 
 
 @click.command("list", cls=Verb, help="List networks.")
