@@ -105,14 +105,21 @@ class Networking:
             # All of them first: they stay in the order that the user has given.
             self._sessions = {network.id: self._session(network) for network in networks}
             await together(*[partial(self._open, each) for each in self._sessions.values()])
-            await self._write(networks=networks)
+            self._record = NetworksRecord(networks)
 
-    async def say_names(self) -> None:
-        """Say in the container's files of names what it is attached to."""
-        if self._spec is None:
-            return
+    async def write_down(self) -> None:
+        """Write what the container is attached to: for the next helper, and for the container."""
+        await self._write(names=True)
+
+    async def _note(self) -> None:
         try:
-            await trio.to_thread.run_sync(self._files.update, self._spec, self._way_out_first())
+            await self.write_down()
+        except Unavailable as error:
+            _log.warning("%s", error)
+
+    def _write_names(self, spec: SandboxSpec, attachments: tuple[Attachment, ...]) -> None:
+        try:
+            self._files.update(spec, attachments)
         except OSError as error:
             # No space is left, or the run is over: no reason to leave a network for.
             _log.warning("hosts and resolv.conf are not up to date: %s", error)
@@ -146,7 +153,7 @@ class Networking:
         for network in self._record.unfinished:
             self._start(partial(self._finish_leaving, self._session(network)))
         if self._record.networks or self._record.unfinished:
-            await self.say_names()
+            await self._note()
 
     def attachments(self) -> tuple[Attachment, ...]:
         """Return what the container is attached to now."""
@@ -229,9 +236,9 @@ class Networking:
         self._own_namespace()
         check_networks((*self._record.networks, network))
         networks = arranged((*self._record.networks, network))
-        # An attachment that nobody knows of must not stay if we are killed meanwhile.
-        await self._write(unfinished=(*self._record.unfinished, network))
         try:
+            # An attachment that nobody knows of must not stay if we are killed meanwhile.
+            await self._write(unfinished=(*self._record.unfinished, network))
             self._sessions[network.id] = self._session(networks[-1])
             await self._open(self._sessions[network.id])
             await self._write(networks=networks, unfinished=self._unfinished_but(network.id))
@@ -313,11 +320,7 @@ class Networking:
             await last.leave()  # of no effect: the new one has taken the attachment up
 
         await together(*[partial(renew, network) for network in networks])
-        await self._regranted()
-
-    async def _regranted(self) -> None:
-        await self._write()
-        await self.say_names()
+        await self.write_down()
 
     # --- the parts ---
 
@@ -327,7 +330,7 @@ class Networking:
         return self._namespace
 
     def _session(self, network: SandboxNetwork) -> Session:
-        return Session(network, self._own_namespace(), self._connect, self._regranted)
+        return Session(network, self._own_namespace(), self._connect, self._note)
 
     async def _open(self, session: Session) -> None:
         if self._nursery is None or self._ending:
@@ -341,10 +344,18 @@ class Networking:
     def _unfinished_but(self, network: str) -> tuple[SandboxNetwork, ...]:
         return tuple(each for each in self._record.unfinished if each.id != network)
 
-    async def _write(self, **changes: object) -> None:
-        self._record = evolve(self._record, attachments=self.attachments(), **changes)
+    async def _write(self, *, names: bool = False, **changes: object) -> None:
+        record = evolve(self._record, attachments=self.attachments(), **changes)
+        spec, ordered = self._spec, self._way_out_first()
+        self._record = record
+
+        def write() -> None:
+            self._records.write_networks(record)
+            if names and spec is not None:
+                self._write_names(spec, ordered)
+
         try:
-            await trio.to_thread.run_sync(self._records.write_networks, self._record)
+            await trio.to_thread.run_sync(write)
         except OSError as error:
             raise Unavailable(f"networks can't be written down: {error.strerror}") from error
 

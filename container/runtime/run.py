@@ -52,7 +52,7 @@ from container.runtime.processes import ManagedProcess
 from container.runtime.records import Found, Records, RunRecord, Step
 from container.runtime.signals import parse_signal
 from container.runtime.stdio import Plumbing
-from container.runtime.sweeping import KILL_SECONDS, attempt, bounded, sweep
+from container.runtime.sweeping import KILL_SECONDS, attempt, bounded, sweep, there
 
 TEAR_DOWN_SECONDS = 15.0
 """For killing, deleting, unmounting; no cancellation cuts it short."""
@@ -144,7 +144,9 @@ class SandboxRun(Actor):
 
     async def _take_up(self) -> None:
         """Take up the container whose helper was killed, or undo what it had begun."""
-        found = await trio.to_thread.run_sync(self._look_back)
+        found = None
+        if there(self._records.folder) or there(self._folder / "log"):
+            found = await trio.to_thread.run_sync(self._look_back)
         try:
             if found is not None:
                 if found.first is None:
@@ -253,7 +255,7 @@ class SandboxRun(Actor):
             lambda: self._networking.begin(spec, namespace),
         )
         if spec.networks:
-            await self._networking.say_names()
+            await self._networking.write_down()
         await process.note(Step.MADE)
         self._phase = SandboxPhase.CREATED
         self.nursery.start_soon(self._supervise_first, process)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Awaitable
+from pathlib import Path
 
 import trio
 
@@ -33,20 +35,21 @@ async def sweep(files: BundleFiles, machinery: Machinery) -> None:
     """Remove what is left of a run: processes, control group, mount, bundle."""
     cgroup = machinery.cgroup
 
-    def remove_group() -> bool:
-        nonlocal there
-        there = files.folder.is_dir()
-        return not there or cgroup.remove()
-
     def kill_again() -> None:
         cgroup.kill()
         cgroup.thaw()
 
-    there = True
+    if not there(files.folder):
+        await trio.lowlevel.checkpoint()
+        return
     with trio.move_on_after(KILL_SECONDS):
         # A process may fork between the kill and its own end: killed again until none is left.
-        while not await trio.to_thread.run_sync(remove_group):
+        while not await trio.to_thread.run_sync(cgroup.remove):
             await trio.to_thread.run_sync(kill_again)
-    if there:
-        await attempt("unmount the root", machinery.root.unmount())
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(files.folder, ignore_errors=True))
+    await attempt("unmount the root", machinery.root.unmount())
+    await trio.to_thread.run_sync(lambda: shutil.rmtree(files.folder, ignore_errors=True))
+
+
+def there(path: Path) -> bool:
+    """Return whether there is something: one look at the disk, which no thread is worth."""
+    return os.path.lexists(path)

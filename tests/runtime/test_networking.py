@@ -533,3 +533,25 @@ async def test_one_network_leads_out_and_all_know_each_other() -> None:
     assert out(wanted("a", True, False), wanted("b", False)) == [False, True]
     known = arranged((wanted("a", True), wanted("b", False)))
     assert [network.request.neighbours for network in known] == [("b",), ("a",)]
+
+
+async def test_a_disk_that_is_full_keeps_no_run_from_being_taken_up(
+    place: Place, web: Helper, db: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place.helper(killed=True) as service:
+        await service.bootstrap(place.spec(web.wanted(ID)), Stdio())
+        await service.start("init")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Records, "write_networks", full)
+    async with place.helper() as service:
+        assert (await service.state()).phase is SandboxPhase.RUNNING
+        while len(web.network.requests) == 1:  # noqa: ASYNC110
+            await trio.sleep(0.002)
+        with pytest.raises(Unavailable, match="No space left"):
+            await service.join_network(db.wanted(ID, "eth1"))
+        assert db.attached == set()
+        await service.shutdown()
+    assert web.attached == set()
