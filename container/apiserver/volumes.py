@@ -106,13 +106,17 @@ class VolumesService(Actor, Volumes):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncGenerator[None]:
-        """Read the documents; at the end, what is mounted for containers stays mounted."""
+        """Read the documents; at the end, let go of what was mounted in this process."""
         loaded = await trio.to_thread.run_sync(self._store.load)
         self._volumes = {volume.name: volume for volume in loaded.volumes}
         self._broken = dict(loaded.broken)
         self._unfinished = dict(loaded.unfinished)
-        async with self._holds:
-            yield
+        try:
+            async with self._holds:
+                yield
+        finally:
+            with trio.move_on_after(FINISH_SECONDS, shield=True):
+                await self._unmount(self._volumes)
 
     async def begin(self) -> None:
         """Begin to finish what an earlier API server was killed in."""
@@ -454,14 +458,16 @@ class VolumesService(Actor, Volumes):
         Args:
             running: Ids of containers that may run.
         """
-        for name, volume in tuple(self._volumes.items()):
-            if (
-                volume.driver == LOCAL
-                and volume.options
-                and not set(self._users(name)) & set(running)
-            ):
+        await self._unmount(
+            [name for name in self._volumes if not set(self._users(name)) & set(running)]
+        )
+
+    async def _unmount(self, names: Iterable[str]) -> None:
+        for name in tuple(names):
+            volume = self._volumes.get(name)
+            if volume is not None and volume.driver == LOCAL and volume.options:
                 try:
-                    await self._local.delete(name)
+                    await self._local.unmount_unless_used(name)
                 except ContainerError as error:
                     _log.warning("volume %s stays mounted: %s", name, error)
 

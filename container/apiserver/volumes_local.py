@@ -5,9 +5,12 @@ an ext4 in it, which is mounted by a loop device while somebody uses the volume;
 folder inside, so that nobody sees its `lost+found`. What a volume of a size may hold is a little
 less: the file system's own tables take some of it. Freed blocks go back to the disk.
 
-Such a mount outlives this process, as the containers on it do: the next one finds it by
-/proc/self/mountinfo, uses it on, or unmounts it if nobody uses the volume. The loop device frees
-itself with its last mount.
+Containers that run have the file system in their own mounts: this one is needed only while one is
+made. So it is unmounted when this process ends, and the next one mounts it again for the
+containers that it takes up: the same file system, since mount(8) finds the loop device that is
+there. It would not do so for two mounts at once, so they take turns, also with one that a killed
+process has left behind. What such a process has left mounted is found by /proc/self/mountinfo. The
+loop device frees itself with its last mount.
 
 Source: mount(8), mke2fs(8) (`-d`), loop(4) (LO_FLAGS_AUTOCLEAR), ext4(5) (`discard`), fstrim(8).
 """
@@ -15,6 +18,7 @@ Source: mount(8), mke2fs(8) (`-d`), loop(4) (LO_FLAGS_AUTOCLEAR), ext4(5) (`disc
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -83,6 +87,10 @@ class LocalDriver(VolumeDriver):
             yield await self._mounted(name)
         finally:
             self._forget(name, key)
+        await self.unmount_unless_used(name)
+
+    async def unmount_unless_used(self, name: str) -> None:
+        """Unmount a volume if nobody of this process uses it."""
         async with self._sections.hold(name):
             if not self._users.get(name):
                 with trio.CancelScope(shield=True):
@@ -158,12 +166,16 @@ def _mounted(folder: Path) -> Path:
         return folder / DATA
     point = folder / MOUNT
     point.mkdir(0o700, exist_ok=True)
-    if not os.path.ismount(point):
-        if os.geteuid() != 0:
-            raise Unsupported("a volume with a size can't be mounted without being root")
+    if os.geteuid() != 0:
+        raise Unsupported("a volume with a size can't be mounted without being root")
+    with open(folder / IMAGE, "rb") as image:
+        # Shared with the program: if we are killed, our successor waits for its end.
+        fcntl.flock(image, fcntl.LOCK_EX)
+        if os.path.ismount(point):
+            return point / DATA
         options = "loop,nodev,nosuid,discard"
-        said = _run("mount", "-t", "ext4", "-o", options, str(folder / IMAGE), str(point))
-        if said and not os.path.ismount(point):
+        command = ("mount", "-t", "ext4", "-o", options, str(folder / IMAGE), str(point))
+        if said := _run(*command, keep=(image.fileno(),)):
             raise Unavailable(
                 f"the file system of volume {folder.name} can't be mounted: {said}",
                 hint=f"`fsck.ext4 {folder / IMAGE}` looks into it",
@@ -196,11 +208,17 @@ def _make_image(folder: Path, size: int) -> None:
     sync_folder(folder)
 
 
-def _run(*command: str) -> str:
-    """Run a program; return what it said if it failed, else nothing. Blocking."""
+def _run(*command: str, keep: tuple[int, ...] = ()) -> str:
+    """Run a program; return what it said if it failed, else nothing. Blocking.
+
+    Args:
+        command: The whole argv.
+        keep: Descriptors that it has open, too.
+    """
     try:
         done = subprocess.run(
             command,
+            pass_fds=keep,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=COMMAND_SECONDS,

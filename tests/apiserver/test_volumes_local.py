@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -150,7 +152,16 @@ def test_a_size_has_a_unit_or_none(text: str, size: int) -> None:
     assert parse_options({"size": text}) == size
 
 
-async def test_a_server_that_was_killed_leaves_mounts_that_the_next_one_keeps_or_unmounts(
+async def leave_mounted(world: Any, name: str) -> None:
+    """Mount a volume as a server does that is killed then."""
+    killed = LocalDriver(lambda name: world.paths.volumes / name)
+    with trio.CancelScope() as scope:
+        async with killed.mount(name, "somebody"):
+            scope.cancel()
+            await trio.sleep_forever()
+
+
+async def test_the_next_server_mounts_for_what_runs_and_unmounts_what_a_killed_one_has_left(
     autojump_clock: Any, world: Any, options: Any
 ) -> None:
     from container.contracts.volumes import VolumeOptions
@@ -165,7 +176,10 @@ async def test_a_server_that_was_killed_leaves_mounts_that_the_next_one_keeps_or
                 assert world.sandboxes[made.id].spec.mounts[0].source == (
                     f"{world.paths.volumes}/{name}/_mount/_data"
                 )
-        assert len(mounts_below(world.paths.root)) == 2
+            assert len(mounts_below(world.paths.root)) == 2
+        assert mounts_below(world.paths.root) == []
+        for name in ("runs", "ended"):
+            await leave_mounted(world, name)
         ended = next(key for key, it in world.sandboxes.items() if it.spec.name == "ended")
         world.sandboxes[ended].exit(0)
         async with world.server() as server:
@@ -187,14 +201,54 @@ async def test_a_mount_of_a_container_that_never_ran_is_unmounted_at_the_next_st
         async with world.server() as server:
             await server.volumes.create(VolumeOptions("big", options={"size": "8m"}))
             await server.create(options(mounts=(Mount(MountKind.VOLUME, "/data", "big"),)))
-            left = LocalDriver(server.volumes._store.place)
-            with trio.CancelScope() as scope:
-                async with left.mount("big", "somebody"):
-                    scope.cancel()
-                    await trio.sleep_forever()
+        await leave_mounted(world, "big")
         assert len(mounts_below(world.paths.root)) == 1
         async with world.server():
             await trio.sleep(10)
             assert mounts_below(world.paths.root) == []
     finally:
         unmount(world.paths.root)
+
+
+async def test_a_mount_that_a_killed_server_has_begun_is_waited_for(
+    driver: LocalDriver, tmp_path: Path
+) -> None:
+    await driver.create("big", {"size": "8m"})
+    image = os.open(tmp_path / "big/image", os.O_RDONLY)
+    fcntl.flock(image, fcntl.LOCK_EX)
+    async with trio.open_nursery() as nursery:
+
+        async def mount() -> None:
+            async with driver.mount("big", "one"):
+                pass
+
+        nursery.start_soon(mount)
+        await trio.sleep(0.2)
+        assert mounts_below(tmp_path) == []
+        os.close(image)
+
+
+def with_mounts_of_its_own() -> subprocess.Popen[bytes]:
+    """Start a process that keeps what is mounted now."""
+    script = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 100"]
+    process = subprocess.Popen(script, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+async def test_a_file_system_that_is_still_mounted_elsewhere_is_the_same_one(
+    driver: LocalDriver, tmp_path: Path
+) -> None:
+    await driver.create("big", {"size": "8m"})
+    async with driver.mount("big", "one"):
+        elsewhere = await trio.to_thread.run_sync(with_mounts_of_its_own)
+    try:
+        async with driver.mount("big", "two") as path:
+            write(path, "new", b"")
+            seen = ["nsenter", f"--mount=/proc/{elsewhere.pid}/ns/mnt", "ls", path]
+            done = await trio.run_process(seen, capture_stdout=True)
+            assert done.stdout == b"new\n"
+    finally:
+        elsewhere.kill()
+        elsewhere.communicate()
