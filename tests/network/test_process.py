@@ -111,10 +111,10 @@ async def test_a_process_that_is_asked_to_end_leaves_what_is_attached(
 async def test_a_process_that_is_idle_ends_and_takes_the_network_down(
     host: NetworkNamespace, container: Make, process: Helper
 ):
-    started = process.start(CONTAINER_IDLE_SECONDS="0.2")
+    started = process.start(CONTAINER_IDLE_SECONDS="0.8")
     async with Network.connect(process.at) as network:
         async with network.attach(wants(), container().duplicate()):
-            await trio.sleep(0.4)
+            await trio.sleep(1)
             assert started.poll() is None
         assert len(links(host)) == 1
     assert await trio.to_thread.run_sync(started.wait, 20) == 0
