@@ -34,7 +34,7 @@ from container.ipc import Actor, AlreadyExists, Fd, NotFound, current_call
 from container.network import namespaces
 from container.network.checking import check_request
 from container.network.leases import Leases, check_mac, mac_of
-from container.network.netlink import Netlink
+from container.network.netlink import IFF_UP, RTM_SETLINK, Netlink, link_body
 from container.network.ports import check_ports
 from container.network.views import names_of
 
@@ -160,7 +160,7 @@ def _loopback_up() -> None:
     with Netlink() as kernel:
         loopback = kernel.link("lo")
         assert loopback is not None
-        kernel.set_link(loopback.index, up=True)
+        kernel.change(RTM_SETLINK, link_body(loopback.index, flags=IFF_UP))
 
 
 def can_make_namespaces() -> bool:
