@@ -18,7 +18,7 @@ from container.cli.session import Session
 from container.cli.signals import SignalRelay
 from container.contracts.apiserver import Container, Containers, WaitCondition
 from container.contracts.runtime import INIT, ExitStatus, LogFiles, Sandbox
-from container.ipc import ContainerError, Endpoint, NotFound, PeerGone
+from container.ipc import ContainerError, Endpoint, NotFound, PeerGone, Unavailable
 
 STARTING = 120.0
 """Seconds that the start of a created process may take."""
@@ -150,7 +150,7 @@ async def attach_init(
                 log.index.close()
     except BaseException:
         if container.auto_remove and not attachment.started:
-            await remove_unstarted(containers, container.id)
+            await remove_unstarted(session, containers, container.id)
             if when_removed is not None:
                 when_removed()
         raise
@@ -163,11 +163,19 @@ async def attach_init(
     return exit_code(status, container.name)
 
 
-async def remove_unstarted(containers: Containers, container: str) -> None:
-    """Remove a container that never ran, whatever is happening to us; failures are only said."""
+async def remove_unstarted(session: Session, containers: Containers, container: str) -> None:
+    """Remove a container that never ran, whatever is happening to us; failures are only said.
+
+    It may hold our own standard output: whoever reads that would wait for its end. So the system is
+    started again if it has just ended.
+    """
     with trio.move_on_after(REMOVING, shield=True):
         try:
-            await containers.delete(container, force=True)
+            try:
+                await containers.delete(container, force=True)
+            except (PeerGone, Unavailable):
+                async with session.containers() as again:
+                    await again.delete(container, force=True)
         except NotFound:
             pass
         except ContainerError as error:

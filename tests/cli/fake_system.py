@@ -334,6 +334,7 @@ class FakeContainers(Containers):
         self.lines: list[socket.socket] = []
         """Our ends of what was dialled."""
         self.start_error: Exception | None = None
+        self.delete_error: Exception | None = None
         self.wait_error: Exception | None = None
         self.create_gate: trio.Event | None = None
         self.happening: list[tuple[tuple[Event, ...], Exception | None]] = []
@@ -438,6 +439,9 @@ class FakeContainers(Containers):
 
     async def delete(self, container: str, force: bool = False, volumes: bool = False) -> None:
         self.calls.append(("delete", container, force, volumes))
+        if self.delete_error is not None:
+            error, self.delete_error = self.delete_error, None
+            raise error
         found = self._get(container)
         if found.status is ContainerStatus.RUNNING and not force:
             raise InvalidState(f'"{found.name}" runs', hint="stop it first, or use --force")

@@ -210,6 +210,21 @@ def test_detached_that_does_not_start_has_its_status_and_goes_with_rm(
     assert run("run", "-d", "demo").status == 125
 
 
+@pytest.mark.parametrize("mode", [(), ("-d",)])
+@pytest.mark.parametrize(
+    "error", [PeerGone("gone"), Unavailable("containers/delete: container-apiserver is stopping")]
+)
+def test_what_never_ran_is_removed_also_when_the_system_ends_meanwhile(
+    run: Any, session: Any, error: Exception, mode: tuple[str, ...]
+) -> None:
+    session.fake_containers.start_error = Unavailable("the launcher is gone")
+    session.fake_containers.delete_error = error
+    said = run("run", "--rm", *mode, "demo")
+    assert (said.status, said.err) == (125, "container: the launcher is gone\n")
+    assert not session.fake_containers.found
+    assert session.connections == 2
+
+
 def test_the_id_is_written_to_a_new_file(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "cid"
     assert run("run", "-d", "--cidfile", str(file), "demo").status == 0

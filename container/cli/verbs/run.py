@@ -71,7 +71,7 @@ async def _run_detached(session: Session, options: ContainerOptions, cidfile: st
                 except BaseException:
                     if container.auto_remove:
                         file.discard()
-                        await remove_unstarted(containers, container.id)
+                        await remove_unstarted(session, containers, container.id)
                     raise
             print(container.id)
     return 128 + relay.ended_by if relay.ended_by else 0
