@@ -17,8 +17,6 @@ from itertools import chain
 from typing import Any
 
 from attrs import frozen
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 _SOURCE_NAT, _DESTINATION_NAT = 1 << 4, 1 << 5
 
@@ -53,6 +51,10 @@ def forget(ports: Mapping[int, Collection[Place]], formerly: Collection[Place]) 
     Returns:
         How many flows there were.
     """
+    # Not with this module: it takes a third of a second, and few publish ports of UDP.
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
+
     found = 0
     try:
         for family in _families(ports, formerly):
@@ -95,6 +97,8 @@ def _is_local(family: int, address: str) -> bool:
 
 
 def _flows(kernel: Any, family: int, ports: Collection[int]) -> Iterator[_Flow]:
+    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
+
     pattern: Any = NFCTAttrTuple  # its types are not written down
     # A look at the kernel's table takes milliseconds, and so does each further one.
     port = next(iter(ports)) if len(ports) == 1 else None
@@ -109,6 +113,8 @@ def _flows(kernel: Any, family: int, ports: Collection[int]) -> Iterator[_Flow]:
 
 
 def _delete(kernel: Any, flow: _Flow) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError
+
     try:
         kernel.entry("del", tuple_orig=flow.original)
     except NetlinkError as error:
