@@ -38,10 +38,16 @@ _STAGING = frozenset((NEW, READY))
 _LOOK_SECONDS = 0.05
 
 
-async def populate_volumes(mounts: Iterable[Mount], root: Path) -> None:
+async def populate_volumes(mounts: Iterable[Mount], root: Path, *, volatile: bool = False) -> None:
     """Give each volume that is empty and wants it the content of its place in a mounted root.
 
     Cancelled, a volume is empty or whole, or is made whole by its next use.
+
+    Args:
+        mounts: Of a container.
+        root: Where its root is.
+        volatile: Skip the sync for anonymous volumes: right for a container that does not outlive
+            its run, nor do they.
 
     Raises:
         NotFound: the data of a volume is not there.
@@ -49,10 +55,11 @@ async def populate_volumes(mounts: Iterable[Mount], root: Path) -> None:
     """
     volumes = [mount for mount in mounts if mount.kind is MountKind.VOLUME]
     for mount in volumes:
-        await trio.to_thread.run_sync(_populate, mount, root)
+        durable = not (volatile and mount.anonymous)
+        await trio.to_thread.run_sync(_populate, mount, root, durable)
 
 
-def _populate(mount: Mount, root: Path) -> None:
+def _populate(mount: Mount, root: Path, durable: bool) -> None:
     volume = Path(mount.source)
     try:
         beside = _beside(volume)
@@ -66,7 +73,12 @@ def _populate(mount: Mount, root: Path) -> None:
                 _move(beside / READY, volume)
             shutil.rmtree(beside / NEW, ignore_errors=True)
             if mount.populate and _is_empty(volume):
-                _copy(mount.destination, root, volume, beside, lock)
+                if _copy(mount.destination, root, volume, beside, lock):
+                    if durable:
+                        sync_file_system(beside)
+                    os.rename(beside / NEW, beside / READY)
+                    sync_folder(beside)
+                    _move(beside / READY, volume)
         except (OSError, subprocess.CalledProcessError) as error:
             shutil.rmtree(beside / NEW, ignore_errors=True)
             raise Unavailable(
@@ -76,7 +88,8 @@ def _populate(mount: Mount, root: Path) -> None:
             ) from error
 
 
-def _copy(destination: str, root: Path, volume: Path, beside: Path, lock: int) -> None:
+def _copy(destination: str, root: Path, volume: Path, beside: Path, lock: int) -> bool:
+    """Copy what the image has at a place; return whether there was anything."""
     with InsideRoot.open(root) as inside:
         try:
             with inside.opened(destination, os.O_RDONLY | os.O_DIRECTORY) as source:
@@ -84,19 +97,16 @@ def _copy(destination: str, root: Path, volume: Path, beside: Path, lock: int) -
                     empty = next(entries, None) is None
                 if empty:
                     _take_attributes(f"/proc/self/fd/{source}", volume)
-                    return
+                    return False
                 (beside / NEW).mkdir(mode=0o700)
                 _run_copy(source, beside / NEW, lock)
         except (FileNotFoundError, NotADirectoryError):
-            return  # the image has no folder there
+            return False  # the image has no folder there
         except OSError as error:
             if error.errno == errno.ELOOP:
-                return
+                return False
             raise
-    sync_file_system(beside)
-    os.rename(beside / NEW, beside / READY)
-    sync_folder(beside)
-    _move(beside / READY, volume)
+    return True
 
 
 def _run_copy(source: int, target: Path, lock: int) -> None:

@@ -264,7 +264,7 @@ class SandboxRun(Actor):
         self, spec: SandboxSpec, stdio: Stdio, runtime: OciRuntime
     ) -> ManagedProcess:
         root = await self._machinery.root.mount(spec.layers, volatile=not spec.keep_log)
-        await populate_volumes(spec.mounts, root)
+        await populate_volumes(spec.mounts, root, volatile=not spec.keep_log)
         network = await self._networking.path()
         await trio.to_thread.run_sync(
             *(write_bundle, self._files, self._names),

@@ -226,6 +226,17 @@ async def test_a_cancelled_copy_ends_at_once_and_leaves_the_volume_empty(
     assert names(volume) == []
 
 
+@pytest.mark.parametrize("anonymous", [False, True])
+async def test_what_goes_with_its_container_is_not_synced(
+    root: Path, volume: Path, monkeypatch: Any, anonymous: bool
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(populating, "sync_file_system", synced.append)
+    await populate_volumes(at(volume, anonymous=anonymous), root, volatile=True)
+    assert bool(synced) == (not anonymous)
+    assert "file" in names(volume)
+
+
 async def test_a_volume_that_is_not_there_is_told(root: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"the data of the volume .*/gone' does not exist"):
         await populate_volumes(at(tmp_path / "gone"), root)
