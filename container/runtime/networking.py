@@ -26,6 +26,7 @@ from container.ipc import (
     Fd,
     InvalidArgument,
     InvalidState,
+    Supervised,
     Unavailable,
 )
 from container.ipc.nursery import ended_with_block, together
@@ -63,9 +64,10 @@ class Networking:
         self._ready = trio.Event()
         self._sessions: dict[str, Session] = {}
         """By the network's id."""
-        self._leaving: set[Session] = set()
-        """That could not be left yet."""
+        self._alive: set[Session] = set()
+        """All that run, those too that are being left or were replaced."""
         self._record = NetworksRecord()
+        self._writing = trio.Lock()
         self._ending = False
         self._nursery: trio.Nursery | None = None
 
@@ -149,9 +151,9 @@ class Networking:
         for network in self._record.networks:
             session = self._sessions[network.id] = self._session(network)
             session.attachment = known.get(network.id)
-            self._start(session.run)
+            self._start(self._run, session)
         for network in self._record.unfinished:
-            self._start(partial(self._finish_leaving, self._session(network)))
+            self._start(self._finish_leaving, self._session(network))
         if self._record.networks or self._record.unfinished:
             await self._note()
 
@@ -168,7 +170,7 @@ class Networking:
 
     def launcher_came(self) -> None:
         """Open now what waits to be opened again: it is launchers that start networks' helpers."""
-        for session in (*self._sessions.values(), *self._leaving):
+        for session in self._alive:
             session.open_now()
 
     async def hand_out(self) -> Fd:
@@ -179,7 +181,7 @@ class Networking:
         """
         namespace = self._own_namespace().duplicate()
         try:
-            if self._sessions and not self._record.shared:
+            if not self._record.shared:
                 await self._write(shared=True)
         except BaseException:
             namespace.close()
@@ -192,31 +194,28 @@ class Networking:
         The container's own processes have ended.
         """
         self._ending = True
-        sessions = tuple(self._sessions.values())
         shared = False
         try:
-            if sessions and self._record.shared and self._namespace is not None:
+            if self._alive and self._record.shared and self._namespace is not None:
                 shared = await trio.to_thread.run_sync(
                     self._namespaces.has_processes, self._namespace
                 )
             async with trio.open_nursery() as nursery:
-                for session in sessions:
+                for session in self._alive:
                     nursery.start_soon(self._end_session, session, shared)
-                for session in self._leaving:
-                    nursery.start_soon(session.abandon)
         finally:
             self._forget()
 
     async def _end_session(self, session: Session, shared: bool) -> None:
         # One that is not held has nobody to tell: who comes there sees that the namespace is gone.
-        if shared or not session.held or not await session.leave():
+        ours = session in self._sessions.values()
+        if shared or not ours or not session.held or not await session.leave():
             await session.abandon()
 
     def _forget(self) -> None:
-        for session in (*self._sessions.values(), *self._leaving):
+        for session in self._alive:
             session.release()
         self._sessions.clear()
-        self._leaving.clear()
         if self._namespace is not None:
             self._namespace.close()
         self._namespace = self._spec = None
@@ -239,17 +238,16 @@ class Networking:
         try:
             # An attachment that nobody knows of must not stay if we are killed meanwhile.
             await self._write(unfinished=(*self._record.unfinished, network))
-            self._sessions[network.id] = self._session(networks[-1])
-            await self._open(self._sessions[network.id])
+            session = self._sessions[network.id] = self._session(networks[-1])
+            await self._open(session)
             await self._write(networks=networks, unfinished=self._unfinished_but(network.id))
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._drop(network.id)
             raise
         await self._renew(networks)
-        attachment = self._sessions[network.id].attachment
-        assert attachment is not None
-        return attachment
+        assert session.attachment is not None
+        return session.attachment
 
     async def leave(self, network: str) -> None:
         """Leave a network; one that it is not in is no error.
@@ -272,15 +270,17 @@ class Networking:
             await self._write(
                 networks=networks, unfinished=(*self._record.unfinished, session.network)
             )
-            if not await self._leave_session(session):
+            if not await session.leave():
                 raise Unavailable(f"network {session.network.name} can't be left in time")
             await self._write(unfinished=self._unfinished_but(network))
         await self._renew(networks)
 
     async def _drop(self, network: str) -> None:
         session = self._sessions.pop(network, None)
-        if session is not None and not await self._leave_session(session):
+        if session in self._alive and not await session.leave():
             return  # it goes on, and is written down as unfinished
+        if self._ending:
+            return
         await self._write(
             networks=arranged(tuple(n for n in self._record.networks if n.id != network)),
             unfinished=self._unfinished_but(network),
@@ -289,25 +289,17 @@ class Networking:
     async def _finish_leaving(self, session: Session) -> None:
         """Leave what a helper before this one has joined or left half."""
         session.leave_when_held()
-        self._leaving.add(session)
-        await session.run()
-        self._leaving.discard(session)
+        await self._run(session)
         if not self._ending:
             with suppress(Unavailable):  # then the next helper finds nothing to leave
                 await self._write(unfinished=self._unfinished_but(session.network.id))
-
-    async def _leave_session(self, session: Session) -> bool:
-        self._leaving.add(session)
-        if left := await session.leave():
-            self._leaving.discard(session)
-        return left
 
     async def _renew(self, networks: tuple[SandboxNetwork, ...]) -> None:
         """Say to helpers what has changed for their attachments: neighbours, the way out."""
 
         async def renew(network: SandboxNetwork) -> None:
-            last = self._sessions[network.id]
-            if last.network == network:
+            last = self._sessions.get(network.id)
+            if last is None or last.network == network:
                 return
             last.network = network  # for its next opening, should this one fail
             session = self._session(network)
@@ -316,7 +308,9 @@ class Networking:
             except ContainerError as error:
                 _log.warning("network %s is not told of a change: %s", network.name, error)
                 return
-            self._sessions[network.id] = session
+            finally:
+                if session.held:
+                    self._sessions[network.id] = session
             await last.leave()  # of no effect: the new one has taken the attachment up
 
         await together(*[partial(renew, network) for network in networks])
@@ -335,29 +329,48 @@ class Networking:
     async def _open(self, session: Session) -> None:
         if self._nursery is None or self._ending:
             raise InvalidState("the container is not there")
-        await self._nursery.start(session.run_opened)
+        await self._nursery.start(self._run_opened, session)
 
-    def _start(self, work: Callable[[], Awaitable[object]]) -> None:
+    async def _run_opened(
+        self, session: Session, *, task_status: trio.TaskStatus[Supervised[Attachment]]
+    ) -> None:
+        self._alive.add(session)
+        try:
+            await session.run_opened(task_status=task_status)
+        finally:
+            self._alive.discard(session)
+        if session.attachment is None:
+            raise InvalidState("the container has ended meanwhile")
+
+    async def _run(self, session: Session) -> None:
+        self._alive.add(session)
+        try:
+            await session.run()
+        finally:
+            self._alive.discard(session)
+
+    def _start(self, work: Callable[[Session], Awaitable[None]], session: Session) -> None:
         assert self._nursery is not None
-        self._nursery.start_soon(work)
+        self._nursery.start_soon(work, session)
 
     def _unfinished_but(self, network: str) -> tuple[SandboxNetwork, ...]:
         return tuple(each for each in self._record.unfinished if each.id != network)
 
     async def _write(self, *, names: bool = False, **changes: object) -> None:
-        record = evolve(self._record, attachments=self.attachments(), **changes)
-        spec, ordered = self._spec, self._way_out_first()
-        self._record = record
+        async with self._writing:  # the latest comes last
+            record = evolve(self._record, attachments=self.attachments(), **changes)
+            spec, ordered = self._spec, self._way_out_first()
+            self._record = record
 
-        def write() -> None:
-            self._records.write_networks(record)
-            if names and spec is not None:
-                self._write_names(spec, ordered)
+            def write() -> None:
+                self._records.write_networks(record)
+                if names and spec is not None:
+                    self._write_names(spec, ordered)
 
-        try:
-            await trio.to_thread.run_sync(write)
-        except OSError as error:
-            raise Unavailable(f"networks can't be written down: {error.strerror}") from error
+            try:
+                await trio.to_thread.run_sync(write)
+            except OSError as error:
+                raise Unavailable(f"networks can't be written down: {error.strerror}") from error
 
 
 def check_networks(networks: tuple[SandboxNetwork, ...]) -> None:

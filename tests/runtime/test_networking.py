@@ -555,3 +555,66 @@ async def test_a_disk_that_is_full_keeps_no_run_from_being_taken_up(
         assert db.attached == set()
         await service.shutdown()
     assert web.attached == set()
+
+
+async def test_a_container_that_ends_while_it_joins_a_network_says_so(
+    place: Place, web: Helper, db: Helper
+) -> None:
+    db.network.stuck = True
+    async with place.running(web.wanted(ID)) as service, trio.open_nursery() as nursery:
+
+        async def join() -> None:
+            with pytest.raises(InvalidState, match="has ended meanwhile"):
+                await service.join_network(db.wanted(ID, "eth1"))
+
+        nursery.start_soon(join)
+        while not place.record.unfinished:  # noqa: ASYNC110
+            await trio.sleep(0.002)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.fail_after(3):
+            await service.shutdown()
+    assert web.attached == db.attached == set()
+
+
+async def test_a_join_that_is_cancelled_late_leaves_no_session_behind(
+    place: Place, web: Helper, db: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place.running(web.wanted(ID)) as service:
+        attach = web.network._attach  # pyright: ignore[reportPrivateUsage]
+        with trio.CancelScope() as scope:
+
+            def cancelled(request: Any) -> Any:
+                scope.cancel()  # while the other network is told of its neighbour
+                return attach(request)
+
+            monkeypatch.setattr(web.network, "_attach", cancelled)
+            await service.join_network(db.wanted(ID, "eth1"))
+        assert scope.cancelled_caught
+        await service.leave_network(db.network.configuration.id)
+        assert (web.attached, db.attached) == ({ID}, set())
+        with trio.fail_after(3):
+            await service.shutdown()
+    assert web.attached == set()
+
+
+async def test_many_changes_at_once_leave_the_latest_written_down(
+    place: Place, web: Helper, db: Helper
+) -> None:
+    async with network_helper(web.socket.parent, "third") as third:
+        async with place.running(web.wanted(ID)) as service:
+            async with trio.open_nursery() as nursery:
+                for number, helper in enumerate((db, third), 1):
+                    nursery.start_soon(service.join_network, helper.wanted(ID, f"eth{number}"))
+                nursery.start_soon(service.leave_network, web.network.configuration.id)
+                for _ in range(3):
+                    (await service.network_namespace()).close()
+            state = await service.state()
+            names = {each.network_name for each in state.networks}
+            assert names == {"db", "third"}
+            assert place.record.attachments == state.networks
+            assert {each.id for each in place.record.networks} == {
+                each.network for each in state.networks
+            }
+            assert place.record.unfinished == ()
+            assert place.record.shared
+        assert third.attached == db.attached == web.attached == set()
