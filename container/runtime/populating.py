@@ -72,13 +72,13 @@ def _populate(mount: Mount, root: Path, durable: bool) -> None:
             if (beside / READY).is_dir():
                 _move(beside / READY, volume)
             shutil.rmtree(beside / NEW, ignore_errors=True)
-            if mount.populate and _is_empty(volume):
-                if _copy(mount.destination, root, volume, beside, lock):
-                    if durable:
-                        sync_file_system(beside)
-                    os.rename(beside / NEW, beside / READY)
-                    sync_folder(beside)
-                    _move(beside / READY, volume)
+            wanted = mount.populate and _is_empty(volume)
+            if wanted and _copy(mount.destination, root, volume, beside, lock):
+                if durable:
+                    sync_file_system(beside)
+                os.rename(beside / NEW, beside / READY)
+                sync_folder(beside)
+                _move(beside / READY, volume)
         except (OSError, subprocess.CalledProcessError) as error:
             shutil.rmtree(beside / NEW, ignore_errors=True)
             raise Unavailable(
