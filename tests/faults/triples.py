@@ -183,7 +183,7 @@ class Bench:
         """Heal, as a person would; return what is wrong even so."""
         problems: list[str] = []
         self._remember()
-        removed = self._within(("rm", "-f", "t"), problems)
+        removed = self._within(("rm", "-f", "-v", "t"), problems)
         if removed is not None and removed.returncode and b"no container" not in removed.stderr:
             problems.append(f"rm -f says {_last(removed.stderr)}")
         # A volume of the container's that is left is found by this: it says that it is used.
