@@ -24,7 +24,7 @@ GROUP_PREFIX = "container-"
 """Of a container's control group, before its id."""
 _LISTENS = 0x10000
 """`__SO_ACCEPTCON` in /proc/net/unix."""
-_SERVICES = ("launcher", "zygote", "apiserver", "images", "runtime")
+_SERVICES = ("launcher", "zygote", "apiserver", "images", "runtime", "network")
 _OCI = ("runc", "crun")
 _BELOW = re.compile(r"/([0-9a-f]{12})(?:/|$)")
 
@@ -38,7 +38,8 @@ class Process:
     """In clock ticks since boot."""
     parent: int
     service: str
-    """`launcher`, `zygote`, `apiserver`, `images`, `runtime`, or `oci`: an OCI runtime at work."""
+    """`launcher`, `zygote`, `apiserver`, `images`, `runtime`, `network`, or `oci`: an OCI runtime
+    at work."""
     container: str = ""
     """Of a runtime helper or OCI runtime: the container's id, as far as it is known."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from container.audit import audit, repair
 from container.audit.finding import Finding, Kind
 from container.audit.networks import check_networks
-from container.contracts.network import AttachmentRequest
+from container.contracts.network import AttachmentRequest, Network
+from container.contracts.stored import HELPER_DOCUMENT, helper_document
 from container.ipc import InvalidState, in_memory
 from container.network.bridge import bridge_name, port_name
 from container.network.service import NetworkService
@@ -22,6 +24,7 @@ from container.testing.network import (
     can_make_namespaces,
     network_configuration,
 )
+from tests.network.processes import helper
 
 pytestmark = pytest.mark.skipif(
     not can_make_namespaces(), reason="needs root: makes network namespaces"
@@ -127,3 +130,19 @@ def test_rules_of_no_network_are_told_unless_another_system_may_own_them(
 def test_a_system_that_never_had_a_network_is_not_looked_at(host: NetworkNamespace, paths: Paths):
     host.run("nft", "add table inet container-0123456789ab")
     assert found(paths) == []
+
+
+async def test_a_helper_that_belongs_to_no_launcher_is_found_and_killed(
+    host: NetworkNamespace, paths: Paths, folder: Path
+):
+    (folder / HELPER_DOCUMENT).write_bytes(helper_document(NETWORK))
+    command = (str(Path(sys.executable).with_name("container-network")), "start", "--root")
+    line = (*command, str(folder), NETWORK.id)
+    with helper(paths.run / "s", line, **paths.environment()) as process:
+        started = process.start()
+        async with Network.connect(process.at) as network:
+            await network.status()
+            report = await audit(paths, settle=0)
+            (finding,) = [each for each in report.findings if each.kind is Kind.PROCESS]
+            assert finding.pid == started.pid
+        assert await repair(paths, finding) == "it was killed"
