@@ -36,17 +36,11 @@ from container.contracts.apiserver import (
     ContainerStatus,
     Event,
     EventFilter,
-    NetworkUse,
     WaitCondition,
 )
 from container.contracts.images import (
-    DeletedImage,
-    Image,
-    ImageConfig,
     Images,
-    ImageSummary,
     Platform,
-    Scheme,
 )
 from container.contracts.launcher import (
     Launcher,
@@ -55,8 +49,7 @@ from container.contracts.launcher import (
     SystemStatus,
 )
 from container.contracts.logs import LogStream, Record
-from container.contracts.network import Attachment, NetworkConfiguration, PublishedPort
-from container.contracts.networks import NetworkInfo, NetworkOptions, Networks
+from container.contracts.networks import Networks
 from container.contracts.runtime import (
     ExitStatus,
     LogFiles,
@@ -82,8 +75,12 @@ from container.ipc import (
 )
 
 try:
+    from tests.cli.fake_images import FakeImages
+    from tests.cli.fake_networks import FakeNetworks
     from tests.cli.fake_volumes import FakeUsage, FakeVolumes
 except ModuleNotFoundError:  # run as a program: its own folder is on the path
+    from fake_images import FakeImages
+    from fake_networks import FakeNetworks
     from fake_volumes import FakeUsage, FakeVolumes
 
 LINUX = Platform("linux", "amd64")
@@ -495,117 +492,6 @@ class FakeContainers(Containers):
             yield receive
         if error is not None:
             raise error
-
-
-class FakeNetworks(Networks):
-    """Networks by name."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.found = {"default": network_info("default")}
-
-    async def create(self, options: NetworkOptions) -> NetworkInfo:
-        self.calls.append(("create", options))
-        if options.name in self.found:
-            raise AlreadyExists(f'the name "{options.name}" is taken')
-        self.found[options.name] = network_info(options.name, subnets=options.subnets)
-        return self.found[options.name]
-
-    async def delete(self, network: str, force: bool = False) -> None:
-        self.calls.append(("delete", network, force))
-        if network not in self.found:
-            raise NotFound(f'no network "{network}"')
-        del self.found[network]
-
-    async def list(self) -> tuple[NetworkInfo, ...]:
-        return tuple(self.found.values())
-
-    async def get(self, network: str) -> NetworkInfo:
-        if network not in self.found:
-            raise NotFound(f'no network "{network}"', hint='did you mean "default"?')
-        return self.found[network]
-
-    async def prune(self) -> tuple[str, ...]:
-        gone = tuple(name for name in self.found if name != "default")
-        for name in gone:
-            del self.found[name]
-        return gone
-
-    async def connect_container(self, container: str, use: NetworkUse) -> Attachment | None:
-        self.calls.append(("connect", container, use))
-        return None if container == "stopped" else attachment(use.network)
-
-    async def disconnect_container(self, container: str, network: str) -> None:
-        self.calls.append(("disconnect", container, network))
-
-
-def network_info(name: str, subnets: tuple[str, ...] = ("10.89.0.0/24",)) -> NetworkInfo:
-    """Return a network of the bridge."""
-    made = NetworkConfiguration("0123456789ab", name, "container-network", WHEN, subnets)
-    return NetworkInfo(made, ("000000000001",))
-
-
-def attachment(network: str, *ports: PublishedPort) -> Attachment:
-    """Return an attachment to a network."""
-    return Attachment(
-        "0123456789ab", network, "000000000001", "eth0", ("10.89.0.2/24",), ("10.89.0.1",),
-        "02:00:00:00:00:02", 1500, ports=ports,
-    )  # fmt: skip
-
-
-SUMMARY = ImageSummary(
-    reference="docker.io/library/demo:latest",
-    name="demo",
-    tag="latest",
-    digest="sha256:0123456789abcdef" + "0" * 48,
-    size=12_345_678,
-    created=WHEN,
-    platforms=(LINUX,),
-)
-
-
-class FakeImages(Images):
-    """One image, `demo`."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-
-    async def list(self) -> tuple[ImageSummary, ...]:
-        return (SUMMARY,)
-
-    async def get(self, reference: str, platform: Platform | None = None) -> Image:
-        self.calls.append(("get", reference, platform))
-        if reference != "demo":
-            raise NotFound(f'no image "{reference}"', hint='did you mean "demo"?')
-        return Image(SUMMARY, LINUX, "sha256:m", "sha256:c", ImageConfig(command=("sh",)), ())
-
-    async def pull(
-        self, reference: str, platform: Platform | None = None, scheme: Scheme = Scheme.AUTO
-    ) -> ImageSummary:
-        self.calls.append(("pull", reference, platform, scheme))
-        return SUMMARY
-
-    async def load(
-        self, archive: Fd, name: str | None = None, source: str | None = None
-    ) -> tuple[ImageSummary, ...]:
-        self.calls.append(("load", os.fstat(archive.fileno()).st_ino, name, source))
-        return (SUMMARY,)
-
-    async def tag(self, source: str, target: str) -> ImageSummary:
-        self.calls.append(("tag", source, target))
-        return SUMMARY
-
-    async def delete(self, reference: str, force: bool = False) -> DeletedImage:
-        self.calls.append(("delete", reference, force))
-        return DeletedImage(SUMMARY.reference, 10)
-
-    async def sweep(self) -> int:
-        return 0
-
-    async def _never(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
-
-    prepare = release = usage = prune = _never
 
 
 class FakeLauncher(Launcher):

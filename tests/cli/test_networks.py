@@ -18,6 +18,7 @@ from container.contracts.apiserver import ContainerStatus, NetworkUse
 from container.contracts.network import Protocol, PublishedPort
 from container.contracts.networks import NetworkOptions
 from container.contracts.runtime import MountKind, NameOptions
+from tests.cli.fake_networks import attachment
 
 UDP = Protocol.UDP
 
@@ -373,14 +374,14 @@ def test_a_connection_that_makes_no_sense_is_2(
 
 
 @pytest.fixture
-def web(session: Any, fake: Any) -> Any:
+def web(session: Any) -> Any:
     ports = (
         PublishedPort(80, 8080),
         PublishedPort(53, 5353, 2, UDP, "127.0.0.1"),
         PublishedPort(443, 8443, host_address="::1"),
     )
     return session.fake_containers.add(
-        "web", ContainerStatus.RUNNING, attachments=(fake.attachment("default", *ports),)
+        "web", ContainerStatus.RUNNING, attachments=(attachment("default", *ports),)
     )
 
 
