@@ -27,6 +27,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -36,6 +37,8 @@ from container.contracts.volumes import VolumeDriver
 from container.ipc import InvalidArgument, Sections, Unavailable, Unsupported
 from container.storage.disk_usage import disk_bytes
 from container.storage.durable import sync_file_system, sync_folder
+
+T = TypeVar("T")
 
 SIZE_MIN = 4 << 20
 SIZE_MAX = 16 << 40
@@ -66,14 +69,14 @@ class LocalDriver(VolumeDriver):
         size = parse_options(options)
         folder = self._place(name)
         if size is None:
-            await trio.to_thread.run_sync(lambda: (folder / DATA).mkdir(0o755, exist_ok=True))
+            await _in_thread(lambda: (folder / DATA).mkdir(0o755, exist_ok=True))
         else:
-            await trio.to_thread.run_sync(_make_image, folder, size)
+            await _in_thread(_make_image, folder, size)
 
     async def delete(self, name: str) -> None:
         """Let go of what keeps the folder from being removed; whoever has it removes it."""
         async with self._sections.hold(name):
-            await trio.to_thread.run_sync(unmount, self._place(name))
+            await _in_thread(unmount, self._place(name))
 
     @asynccontextmanager
     async def mount(self, name: str, key: str) -> AsyncGenerator[str]:
@@ -94,12 +97,12 @@ class LocalDriver(VolumeDriver):
         async with self._sections.hold(name):
             if not self._users.get(name):
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(_let_go, self._place(name))
+                    await _in_thread(_let_go, self._place(name))
 
     async def _mounted(self, name: str) -> str:
         async with self._sections.hold(name):
             # Not cut in half by a cancellation: threads are waited for.
-            return str(await trio.to_thread.run_sync(_mounted, self._place(name)))
+            return str(await _in_thread(_mounted, self._place(name)))
 
     def _forget(self, name: str, key: str) -> None:
         users = self._users.get(name, set[str]())
@@ -109,7 +112,7 @@ class LocalDriver(VolumeDriver):
 
     async def usage(self, name: str) -> int:
         """Return what the whole folder takes, its document included."""
-        return await trio.to_thread.run_sync(lambda: disk_bytes(self._place(name)))
+        return await _in_thread(lambda: disk_bytes(self._place(name)))
 
     def mountpoint(self, name: str) -> str:
         """Return where the data is, or nothing if that must be mounted. Blocking."""
@@ -140,6 +143,16 @@ def parse_options(options: dict[str, str]) -> int | None:
     if not SIZE_MIN <= size <= SIZE_MAX:
         raise InvalidArgument(f"a size of {text} is out of range: 4m to 16t")
     return size
+
+
+async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
+    try:
+        return await trio.to_thread.run_sync(function, *arguments)
+    except OSError as error:
+        raise Unavailable(
+            f"{error.filename or 'the volumes folder'} can't be used: {error.strerror}",
+            hint="is there space on the disk, and may more files be opened?",
+        ) from error
 
 
 def unmount(folder: Path) -> None:

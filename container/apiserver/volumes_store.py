@@ -111,19 +111,32 @@ class VolumeStore:
             raise
 
     def commit(self, name: str) -> None:
-        """Let a volume be there that its driver has made; durable when this returns."""
+        """Let a volume be there that its driver has made; durable when this returns.
+
+        Raises:
+            OSError: the disk fails; it is hidden as before.
+        """
         hidden = self._folder / hidden_names(name)[0]
         sync_folder(hidden)
-        hidden.rename(self._folder / name)
-        sync_folder(self._folder)
+        self._rename(hidden, self._folder / name)
 
     def give_up(self, name: str) -> None:
-        """Let a volume be gone before its driver has deleted it; durable when this returns."""
+        """Let a volume be gone before its driver has deleted it; durable when this returns.
+
+        Raises:
+            OSError: the disk fails; it is there as before.
+        """
+        own = self._folder / name
+        if os.path.lexists(own):
+            self._rename(own, self._folder / hidden_names(name)[1])
+
+    def _rename(self, old: Path, new: Path) -> None:
+        old.rename(new)
         try:
-            (self._folder / name).rename(self._folder / hidden_names(name)[1])
-        except FileNotFoundError:
-            return
-        sync_folder(self._folder)
+            sync_folder(self._folder)
+        except BaseException:
+            new.rename(old)  # what was not said to be done must not be found at the next start
+            raise
 
     def sweep(self, name: str) -> None:
         """Remove what is hidden of a volume.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import AsyncGenerator
@@ -245,6 +246,42 @@ async def test_a_full_disk_leaves_nothing(
             await volumes.create(VolumeOptions("data"))
     assert await volumes.list() == ()
     assert place.names() == []
+
+
+@pytest.mark.parametrize("operation", ["create", "delete"])
+async def test_an_error_at_any_sync_is_told_and_the_next_service_finds_what_was_told(
+    autojump_clock: Any, place: Place, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    count, failed = 0, True
+    while failed:
+        left = count
+        failed = False
+
+        def limited(descriptor: int) -> None:
+            nonlocal left, failed
+            left -= 1
+            if left < 0:
+                failed = True
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/x")
+
+        async with place.service() as volumes:
+            if operation == "delete":
+                await volumes.create(VolumeOptions("data"))
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "fsync", limited)
+                with contextlib.suppress(Unavailable):
+                    if operation == "delete":
+                        await volumes.delete("data")
+                    else:
+                        await volumes.create(VolumeOptions("data"))
+            told = [volume.name for volume in await volumes.list()]
+        async with place.service() as volumes:
+            assert [volume.name for volume in await volumes.list()] == told, count
+            await trio.sleep(200)
+            assert place.names() == told, count
+            await volumes.delete("data", force=True)
+        count += 1
+    assert count > (1 if operation == "delete" else 4)
 
 
 async def test_a_broken_document_is_set_aside_and_never_taken_for_nothing(
