@@ -314,7 +314,7 @@ class System:
             working_directory: None is the image's.
             user: `name[:group]` or `uid[:gid]`; None is the image's.
             hostname: None is the container's id.
-            mounts: Binds and tmpfs.
+            mounts: Binds, volumes and tmpfs.
             resources: Limits.
             network: `none`, `host`, `container:NAME`, or the name of a network. None, without
                 `networks`: what `CONTAINER_NETWORK` says, or else the default network.
