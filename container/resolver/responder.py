@@ -111,7 +111,9 @@ class Responder:
                 if isinstance(made, Later):
                     return made
                 found, ways = made
-                self._ready.keep(packet, asker, self._turn, ways, found)
+                # Names that nobody has are without number, and would take all the room.
+                if ways:
+                    self._ready.keep(packet, asker, self._turn, ways, found)
         except Refused as refused:
             if refused.reply is None:
                 self.counted.dropped += 1
@@ -144,7 +146,7 @@ class Responder:
             return question.answer(query, Rcode.SERVFAIL)
 
     def _at_once(self, query: Message, client: Client, most: int) -> tuple[bytes, int] | Later:
-        """Return an answer, and how many addresses could be the first of it."""
+        """Return an answer, and how many addresses could be the first of it; 0: not to be kept."""
         address = question.reversed_address(query)
         if address is not None:
             names = self._answers.names_of(address)
@@ -160,7 +162,7 @@ class Responder:
         if not client.elsewhere:
             found = self._without_asking(query, client)
             if found is not None:
-                return found, 1
+                return found, 0
         return Later(query, client)
 
     def _without_asking(self, query: Message, client: Client) -> bytes | None:

@@ -68,6 +68,9 @@ class Upstreams:
         self._port = port
         self._asked: dict[tuple[tuple[str, ...], bool, bytes], _Asked] = {}
         self._silent: dict[str, float] = {}
+        # One question is written, or one answer read, each time that the event loop goes round:
+        # else 64 answers that come together would hold up all who ask for names of ours.
+        self._turn = trio.Lock()
 
     @property
     def in_flight(self) -> int:
@@ -162,15 +165,17 @@ class Upstreams:
         return found
 
     async def _ask_udp(self, asked: Message, server: str, patience: float) -> Message:
-        with trio.socket.socket(_family(server), socket.SOCK_DGRAM) as sock:
-            with trio.fail_after(patience):
+        with socket.socket(_family(server), socket.SOCK_DGRAM) as sock, trio.fail_after(patience):
+            sock.setblocking(False)
+            async with self._turn:
                 # Also tells at once that nobody listens.
-                await sock.connect((server, self._port))
-                await sock.send(asked.to_wire())
-                while True:
-                    packet = await sock.recv(_LONGEST)
-                    with contextlib.suppress(Malformed):
-                        return read(packet, asked)
+                sock.connect((server, self._port))
+                sock.send(asked.to_wire())
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                async with self._turn:
+                    with contextlib.suppress(BlockingIOError, Malformed):
+                        return read(sock.recv(_LONGEST), asked)
 
     async def _ask_tcp(self, asked: Message, server: str) -> Message:
         with trio.socket.socket(_family(server), socket.SOCK_STREAM) as sock:
