@@ -39,10 +39,12 @@ from container.contracts.network import (
 from container.ipc import (
     Actor,
     AlreadyExists,
+    Backoff,
     ContainerError,
     Fd,
     IdleTimer,
     NotFound,
+    Supervised,
     Unavailable,
     current_call,
 )
@@ -58,6 +60,8 @@ from container.network.views import Views, entry_of
 
 RELEASE_SECONDS = 20.0
 """What the end of an attachment may take; it takes some 20 ms."""
+UP_AGAIN = Backoff(1.0, 30.0)
+"""Between attempts to have the network up for attachments of an earlier life."""
 HEALINGS, HEALING_SECONDS = 5, 30.0
 """So many times in so many seconds an interface is put back that somebody removes."""
 
@@ -176,7 +180,7 @@ class NetworkService(Actor, Network):
     async def _restore(self) -> None:
         """Have the network up for attachments of an earlier life; what fails is told and logged."""
         assert self._ports is not None
-        forwarded = {
+        self._upkeep.forwarded = {
             key: await self._ports.restore(
                 key,
                 held.record.request.name,
@@ -190,10 +194,18 @@ class NetworkService(Actor, Network):
         for held in self._held.values():
             self._upkeep.names.put(entry_of(held.record))
         try:
-            await self._upkeep.up(forwarded)
+            await self._upkeep.up()
         except ContainerError as error:
             _log.error("network %s: %s", self._network.name, error.message)
             self._troubles[""] = _sentence(error)
+            again: Supervised[None] = Supervised(
+                self._come_up, name="network", backoff=UP_AGAIN, intensity=None
+            )
+            self.nursery.start_soon(again.run)
+
+    async def _come_up(self) -> None:
+        await self._upkeep.up()
+        self._troubles.pop("", None)
 
     # --- the contract ---
 
@@ -246,6 +258,7 @@ class NetworkService(Actor, Network):
             held = self._held.get(key)
             if held is None:
                 raise NotFound(f"no attachment of {key} to network {self._network.name}")
+            await self._upkeep.up()
             record = held.record
             chosen = await self._ports.publish(
                 key,
@@ -375,6 +388,7 @@ class NetworkService(Actor, Network):
         assert self._ports is not None
         key = held.record.request.key
         self._upkeep.names.remove(key)
+        self._upkeep.forwarded.pop(key, None)
         held.let_go()
         try:
             await self._ports.withdraw(key)

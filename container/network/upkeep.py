@@ -11,7 +11,8 @@ It takes some 20 ms, so it stays a while after the last attachment: as long as t
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,6 +59,8 @@ class Upkeep:
         )
         self.link: Link | None = None
         """The bridge while the network is up."""
+        self.forwarded: dict[str, Sequence[Forwarded]] = {}
+        """By key: what an earlier life had published, until the rules are written."""
         self._nursery: trio.Nursery | None = None
 
     async def in_kernel(self, function: Callable[[], T]) -> T:
@@ -77,13 +80,10 @@ class Upkeep:
             for listener in self._listeners:
                 listener.close()
 
-    async def up(self, forwarded: Mapping[str, Sequence[Forwarded]] | None = None) -> None:
+    async def up(self) -> None:
         """Have the network up; does nothing if it is.
 
         Cancelled or failed, parts may be up: the next call goes on from there.
-
-        Args:
-            forwarded: What is published already, at the start.
 
         Raises:
             PermissionDenied, Unsupported, Unavailable, AlreadyExists: see `Network.attach`.
@@ -96,11 +96,12 @@ class Upkeep:
                 await allow_forwarding(ipv4=4 in versions, ipv6=6 in versions)
             link = await self.in_kernel(self.bridge.ensure)
             if self._network.names and not self._listeners:
-                self._listeners = tuple(map(listen, self._network.gateways))
+                self._listeners = _listen(self._network.gateways)
                 assert self._nursery is not None
                 self._nursery.start_soon(self._supervised, "names", self._serve_names)
             dns = [DnsAt(each.gateway, each.udp_port, each.tcp_port) for each in self._listeners]
-            await self.firewall.setup(dns, forwarded)
+            await self.firewall.setup(dns, self.forwarded)
+            self.forwarded.clear()
             self.link = link
 
     async def heal(self) -> None:
@@ -161,6 +162,16 @@ class Upkeep:
         except* ContainerError as group:
             raise next(leaves(group)) from None
         return tuple(Found(entry.name, entry.addresses) for entry in found)
+
+
+def _listen(gateways: Sequence[str]) -> tuple[Listener, ...]:
+    with ExitStack() as failed:
+        listeners: list[Listener] = []
+        for gateway in gateways:
+            listeners.append(listen(gateway))
+            failed.callback(listeners[-1].close)
+        failed.pop_all()
+    return tuple(listeners)
 
 
 def forwarding_problems(subnets: Sequence[str]) -> list[str]:

@@ -15,7 +15,8 @@ import pytest
 import trio
 
 from container.contracts.network import Network, Protocol, PublishedPort
-from container.ipc import connection_of, open_service
+from container.ipc import Backoff, PeerGone, connection_of, open_service
+from container.network import nft, service
 from container.network.service import NetworkService
 from container.testing.network import NetworkNamespace, network_configuration
 from tests.network.conftest import Serve, wants
@@ -164,8 +165,8 @@ async def helpers(folder: Path, *names: str) -> AsyncGenerator[dict[str, Network
             place = folder / name
             place.mkdir()
             at = sockets / f"{configuration.id}.sock"
-            service = NetworkService(place, configuration, sockets=sockets)
-            await stack.enter_async_context(open_service(service, at=at))
+            helper = NetworkService(place, configuration, sockets=sockets)
+            await stack.enter_async_context(open_service(helper, at=at))
             connected[name] = await stack.enter_async_context(Network.connect(at))
         yield connected
 
@@ -196,8 +197,8 @@ async def test_packets_flow_while_the_helper_is_gone_and_after_it_is_back(
 
     async def life(*requests: Any) -> None:
         with tempfile.TemporaryDirectory(dir="/tmp") as place:
-            service = NetworkService(tmp_path, configuration)
-            async with open_service(service, at=f"{place}/s"):
+            helper = NetworkService(tmp_path, configuration)
+            async with open_service(helper, at=f"{place}/s"):
                 for each, inside in requests:
                     try:
                         async with Network.connect(f"{place}/s") as network:
@@ -219,3 +220,37 @@ async def test_packets_flow_while_the_helper_is_gone_and_after_it_is_back(
             await reached()
             await life()
             await reached()
+
+
+async def test_ports_lead_on_when_the_rules_could_not_be_written_at_the_start(
+    host: NetworkNamespace, container: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inside = container()
+    configuration = network_configuration("a")
+    request = wants(ports=(PublishedPort(80, 8080),))
+    monkeypatch.setattr(service, "UP_AGAIN", Backoff(0.05, 0.05))
+
+    @asynccontextmanager
+    async def serving() -> AsyncGenerator[Network]:
+        with tempfile.TemporaryDirectory(dir="/tmp") as place:
+            async with open_service(NetworkService(tmp_path, configuration), at=f"{place}/s"):
+                async with Network.connect(f"{place}/s") as network:
+                    yield network
+
+    with neighbourhood(host) as around:
+        async with telling(inside, 80):
+            with pytest.RaisesGroup(PeerGone, flatten_subgroups=True, allow_unwrapped=True):
+                async with serving() as network:
+                    async with network.attach(request, inside.duplicate()):
+                        connection_of(network).abort()
+                        await trio.sleep_forever()
+            host.run("nft", "flush", "ruleset")
+            where = nft._where
+            monkeypatch.setattr(nft, "_where", lambda name: None)
+            async with serving() as network:
+                assert "nft" in " ".join((await network.status()).problems)
+                monkeypatch.setattr(nft, "_where", where)
+                with trio.fail_after(20):
+                    while (await network.status()).problems:  # noqa: ASYNC110
+                        await trio.sleep(0.02)  # the helper tries again in its own time
+                assert await ask(around.outside, HOST4, 8080) == OUTSIDE4
