@@ -211,6 +211,19 @@ async def ask(
     return None
 
 
+async def silent(*questions: tuple[NetworkNamespace | Place, str, int]) -> bool:
+    """Say whether none of these is answered: who asks, an address and a port, all at once."""
+    answers: list[str | None] = []
+
+    async def one(origin: NetworkNamespace | Place, address: str, port: int) -> None:
+        answers.append(await ask(origin, address, port, patience=NO_ANSWER))
+
+    async with trio.open_nursery() as nursery:
+        for question in questions:
+            nursery.start_soon(one, *question)
+    return answers == [None] * len(questions)
+
+
 def client_address(
     origin: NetworkNamespace, address: str, port: int
 ) -> tuple[str, int] | tuple[str, int, int, int]:
