@@ -145,14 +145,15 @@ class Ruleset:
         strangers = _is("iifname", {"set": [self.bridge, "lo"]}, op="!=")
         rules: list[Sequence[object]] = [
             # What route_localnet lets in: loopback is for the host alone.
-            (ours, _field("ip", "daddr", _prefix("127.0.0.0/8")), _DROP),
-            (ours, _field("ip", "saddr", _prefix("127.0.0.0/8")), _DROP),
+            (_field("ip", "daddr", _prefix("127.0.0.0/8")), ours, _DROP),
+            (_field("ip", "saddr", _prefix("127.0.0.0/8")), ours, _DROP),
         ]
         # The ports answer whoever reaches them: nobody from elsewhere may.
         for at in self.dns:
             to = _field(_family(at.gateway), "daddr", at.gateway)
             for protocol, port in (("udp", at.udp_port), ("tcp", at.tcp_port)):
-                rules.append((strangers, to, _field(protocol, "dport", port), _DROP))
+                # The cheapest first: every packet of the machine comes by.
+                rules.append((to, _field(protocol, "dport", port), strangers, _DROP))
         return self._chain("early", *rules, type="filter", hook="prerouting", prio=-300)
 
     def _published(self) -> list[Json]:
