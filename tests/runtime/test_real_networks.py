@@ -104,7 +104,7 @@ async def test_anybody_may_listen_on_any_port_and_ping(
         await begun(bench, "sh", "-c", script, process={"user": "1000:1000"})
         connection = await _dial(bench, 80)
         assert read_all(connection.take()) == b"hello\n"
-        assert bench.log().split() == [b"0", b"2147483647"]
+        await bench.said(b"0\t2147483647\n")
 
 
 async def test_a_container_sees_at_once_which_networks_it_is_in(
@@ -132,7 +132,7 @@ async def test_a_file_of_names_that_the_user_mounts_is_his(
     mount = Mount(MountKind.BIND, "/etc/hosts", str(own))
     async with sandbox(runtime, tmp_path, layer) as bench:
         networks = (web.wanted(bench.folder.name),)
-        script = "cat /etc/hosts /etc/resolv.conf; ls -i /etc/resolv.conf; rm /etc/hosts"
+        script = "cat /etc/hosts /etc/resolv.conf; rm /etc/hosts 2>/dev/null"
         code = await bench.run(
             *("sh", "-c", script), mounts=(mount,), network="networks", networks=networks
         )
