@@ -172,7 +172,7 @@ def _queries() -> list[bytes]:
 def _answers() -> list[bytes]:
     found: list[bytes] = []
     for number, query in enumerate(_ASKED):
-        asked = dns.message.from_wire(query.wire or b"")
+        asked = dns.message.from_wire(query.to_wire())
         for texts in ((), ("A 192.0.2.7", "A 192.0.2.8"), ("CNAME a.example.",), ("TXT x y",),
                       ("MX 1 .", "NS a.example."), ("SRV 0 1 2 a.example.",),
                       ("HTTPS 1 . alpn=h2 ipv4hint=192.0.2.1",), (r"TYPE65000 \# 3 010203",),
@@ -185,7 +185,7 @@ def _answers() -> list[bytes]:
             found.append(bytes((number,)) + response.to_wire())
         whole = found[-1][1:]
         found += [bytes((number,)) + part for part in (whole[:-2], whole + b"x", whole[:12])]
-    question = (_ASKED[0].wire or b"")[12:-11]
+    question = _ASKED[0].to_wire()[12:-11]
     header = struct.pack("!6H", NUMBER, 0x8180, 1, 1, 0, 0) + question
     found += [
         b"\0" + header + b"\xc0\x1d\0\1\0\1\0\0\0\1\0\0",
