@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import queue
 import signal
 import socket
 import subprocess
@@ -328,7 +329,7 @@ class FakeContainers(Containers):
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.calls: list[tuple[Any, ...]] = []
         self.options: list[ContainerOptions] = []
-        self.lines: list[socket.socket] = []
+        self.lines: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         """Our ends of what was dialled."""
         self.start_error: Exception | None = None
         self.delete_error: Exception | None = None
@@ -475,7 +476,7 @@ class FakeContainers(Containers):
         self.calls.append(("dial", container, port))
         self._get(container)
         ours, theirs = socket.socketpair()
-        self.lines.append(ours)
+        self.lines.put(ours)
         return Fd(theirs.detach())
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container.cli.failure import UsageRefused
@@ -87,6 +87,7 @@ def test_a_port_that_makes_no_sense_is_refused(text: str, sentence: str) -> None
         parse_publish(text)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789:-/[].tcpud", max_size=20))
 def test_any_text_is_a_port_or_refused(text: str) -> None:
     try:
@@ -424,9 +425,7 @@ def test_a_port_inside_is_dialled_by_stdin_and_stdout(
     heard: list[bytes] = []
 
     def answer() -> None:
-        while not session.fake_containers.lines:
-            pass
-        with session.fake_containers.lines.pop() as line:
+        with session.fake_containers.lines.get(timeout=30) as line:
             while data := line.recv(100):
                 heard.append(data)
             line.sendall(b"pong")
