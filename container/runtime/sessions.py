@@ -116,6 +116,9 @@ class Session:
                 async with self._connect(self.network.socket) as helper:
                     self._helper, request = helper, self.network.request
                     async with helper.attach(request, Fd.borrow(self._namespace)) as attachment:
+                        # A caller that is cancelled already waits for our end: no shield may be
+                        # put up before that was looked at, and nothing awaited between.
+                        await trio.lowlevel.checkpoint_if_cancelled()
                         # Now it is the run's, no more its caller's: it is ended by being left.
                         opening.deadline, self._scope.shield = math.inf, True
                         last, self.attachment = self.attachment, attachment

@@ -618,3 +618,35 @@ async def test_many_changes_at_once_leave_the_latest_written_down(
             assert place.record.unfinished == ()
             assert place.record.shared
         assert third.attached == db.attached == web.attached == set()
+
+
+async def test_a_grant_that_comes_to_a_cancelled_caller_is_not_held(
+    place: Place, web: Helper
+) -> None:
+    scope = trio.CancelScope()
+    left = False
+
+    class Granting:
+        @asynccontextmanager
+        async def attach(self, request: Any, namespace: Fd) -> AsyncGenerator[None]:
+            nonlocal left
+            scope.cancel()  # and no checkpoint until it is granted
+            try:
+                yield
+            finally:
+                left = True
+
+    @asynccontextmanager
+    async def connect(socket: str) -> AsyncGenerator[Any]:
+        yield Granting()
+
+    async def regranted() -> None:
+        raise AssertionError
+
+    with place.namespaces.make() as namespace:
+        session = sessions.Session(web.wanted(ID), namespace, connect, regranted)
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(5), scope:
+                await nursery.start(session.run_opened)
+        assert scope.cancelled_caught
+        assert left
