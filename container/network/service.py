@@ -62,6 +62,8 @@ RELEASE_SECONDS = 20.0
 """What the end of an attachment may take; it takes some 20 ms."""
 UP_AGAIN = Backoff(1.0, 30.0)
 """Between attempts to have the network up for attachments of an earlier life."""
+RETRY_SECONDS = 0.5, 30.0
+"""Between tries of what could not be taken away: the first pause, the longest."""
 HEALINGS, HEALING_SECONDS = 5, 30.0
 """So many times in so many seconds an interface is put back that somebody removes."""
 
@@ -394,14 +396,31 @@ class NetworkService(Actor, Network):
             await self._ports.withdraw(key)
         except ContainerError as error:
             _log.error("ports of attachment %s: %s", key, error.message)
+        if not await self._unplug(key):
+            self.nursery.start_soon(self._release_later, held)
+
+    async def _unplug(self, key: str) -> bool:
         try:
             await self._upkeep.in_kernel(partial(self._bridge.unplug, key))
         except ContainerError as error:
             # It keeps its addresses: they are in use as long as the interface is there.
             _log.error("attachment %s: %s", key, error.message)
             self._troubles[key] = _sentence(error)
-            return
+            return False
         self._forget(key)
+        return True
+
+    async def _release_later(self, held: _Held) -> None:
+        """Release what could not be, for want of descriptors perhaps, once it can be."""
+        key, pause = held.record.request.key, RETRY_SECONDS[0]
+        while True:
+            await trio.sleep(pause)
+            pause = min(2 * pause, RETRY_SECONDS[1])
+            async with self.exclusive(key):
+                if self._held.get(key) is not held or held.holder is not None:
+                    return
+                if await self._unplug(key):
+                    return
 
     def _forget(self, key: str) -> None:
         held = self._held.pop(key, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from container.contracts.network import AttachmentRequest, Network, NetworkConfiguration
 from container.ipc import in_memory
@@ -20,6 +21,19 @@ from container.testing.network import (
 )
 
 Serve = Callable[..., AbstractAsyncContextManager[Network]]
+Make = Callable[[], NetworkNamespace]
+
+
+def tables(host: NetworkNamespace) -> str:
+    """Return the tables of rules that there are."""
+    return host.run("nft", "list", "tables").stdout
+
+
+async def until(reached: Callable[[], bool], seconds: float = 20) -> None:
+    """Return once something holds that the kernel does in its own time."""
+    with trio.fail_after(seconds):
+        while not reached():  # noqa: ASYNC110
+            await trio.sleep(0.005)  # no event tells a test of it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
