@@ -296,7 +296,7 @@ class EventFilter:
 EVERYTHING = EventFilter()
 
 
-class Containers(Contract, name="containers", version=2):
+class Containers(Contract, name="containers", version=3):
     """All containers of one root. `container` arguments take a name, an id, or a unique id
     prefix."""
 

@@ -224,7 +224,7 @@ class Connection:
         Args:
             within: Seconds; what runs longer is left to the connection's end.
         """
-        if self._machine.state in (State.OPEN, State.DRAINING):
+        if self._machine.says_goodbye:
             self._writer.send_control(self._machine.goodbye(int(within * 1e9)))
             with trio.move_on_after(within):
                 await self._handlers.wait_idle()
@@ -385,7 +385,7 @@ class Connection:
             await self._reader.settle()
         if not self.lost:
             self.calls.close()
-            if self._machine.state is State.OPEN:
+            if self._machine.says_goodbye and self._machine.state is State.OPEN:
                 self._writer.send_control(self._machine.goodbye(0))
             with trio.move_on_after(self._limits.drain_seconds, shield=True):
                 await self._writer.drain()

@@ -7,7 +7,7 @@ import os
 import socket
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,17 @@ from container.ipc import (
     UnknownRoute,
     connection_of,
     open_service,
+    same_user_or_root,
 )
 from container.ipc.client import connect, connect_contract, connection_proxy
+from container.ipc.connection import open_connection
 from container.ipc.server import Server
+from container.ipc.transport import Transport
 from container.ipc.wire.frames import HEADER, MAGIC, HelloPayload, Kind, pack
 from container.ipc.wire.machine import ErrorReceived, ReplyReceived
 from container.ipc.wire_errors import from_wire
+
+from .conftest import RawPeer
 
 RawPeers = Callable[[], tuple[Any, Any]]
 
@@ -311,3 +316,20 @@ async def test_the_first_connection_broken_the_next_are_served(tmp_path: Path) -
                 rude.send(b"rude")
         async with Sums.connect(tmp_path / "s") as sums:
             assert await sums.add(1, 2) == 3
+
+
+async def test_a_connection_that_ends_before_its_hello_says_no_goodbye(
+    raw_peer: Callable[[], tuple[Transport, RawPeer]],
+) -> None:
+    ours, raw = raw_peer()
+    raw.send(raw.machine.hello({}, "peer", "0"))
+    async with open_connection(ours, accepts=True, policy=same_user_or_root) as connection:
+        await trio.testing.wait_all_tasks_blocked()
+        # Its handlers don't run yet, so that it has not said hello.
+        await connection.drain(0.1)
+    said = b""
+    with suppress(BlockingIOError):
+        while data := raw.transport.receive().data:
+            said += data
+    raw.transport.close()
+    assert said == b""

@@ -262,6 +262,11 @@ class Machine(Framing):
             self._farewell = self.last_incoming
         return pack(Kind.GOODBYE, 0, _encode(GoodbyePayload(self._farewell, within)))
 
+    @property
+    def says_goodbye(self) -> bool:
+        """True if a goodbye means something: both sides have said hello, and neither the end."""
+        return self._hello_sent and self.state in (State.OPEN, State.DRAINING)
+
     # --- what is received ---------------------------------------------------------------------
 
     def end(self) -> None:
