@@ -1,3 +1,5 @@
+"""Addresses by key: granted round the whole range, given back, and never held by two."""
+
 from __future__ import annotations
 
 import ipaddress
