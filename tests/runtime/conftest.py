@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncGenerator, Sequence
+import tempfile
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from attrs import frozen
 
 from container.contracts.runtime import ProcessSpec, SandboxSpec, Stdio
@@ -18,7 +20,10 @@ from container.runtime.cgroup import CgroupFolders, cgroup_path
 from container.runtime.command_line import find_runtime
 from container.runtime.service import SandboxService
 from container.storage.watch import Change, watch
-from container.testing.oci import Play, RecordedRuntime, recorded_machinery
+from container.testing.oci import Play, RecordedNamespaces, RecordedRuntime, recorded_machinery
+
+from .attached import Place
+from .networks import Helper, network_helper
 
 APPLETS = """
     sh true false cat echo sleep id ls env mount dd head wc kill stty hostname grep ps yes nc
@@ -81,7 +86,6 @@ def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def _ready_then_trap(play: Play) -> int:
     play.handled[15] = 7
     await play.write(b"ready\n")
-    import trio
 
     await trio.sleep_forever()
     return 0
@@ -186,3 +190,33 @@ def read_all(fd: int) -> bytes:
 
 def environment(*variables: str) -> Sequence[str]:
     return (PATH, *variables)
+
+
+@pytest.fixture
+async def bounded() -> AsyncGenerator[None]:
+    with trio.fail_after(20):
+        yield
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ctn") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+async def web(sockets: Path) -> AsyncGenerator[Helper]:
+    async with network_helper(sockets, "web") as helper:
+        yield helper
+
+
+@pytest.fixture
+async def db(sockets: Path) -> AsyncGenerator[Helper]:
+    async with network_helper(sockets, "db") as helper:
+        yield helper
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncGenerator[Place]:
+    async with RecordedRuntime() as runtime:
+        yield Place(tmp_path, runtime, RecordedNamespaces())
