@@ -234,10 +234,21 @@ def test_what_was_recorded_is_compared_and_a_higher_version_may_break_it(
 
 
 def test_the_contracts_of_this_project_are_as_recorded() -> None:
-    from container.contracts import apiserver, images, launcher, runtime
+    from container.contracts import (
+        apiserver,
+        images,
+        launcher,
+        network,
+        networks,
+        runtime,
+        usage,
+        volumes,
+    )
     from container.ipc import introspection
 
-    contracts = contracts_in([apiserver, images, launcher, runtime, introspection])
+    contracts = contracts_in(
+        [apiserver, images, launcher, network, networks, runtime, usage, volumes, introspection]
+    )
     assert check(contracts, ROOT / "docs" / "reference" / "contracts") == 0
     for path in (ROOT / "docs" / "reference" / "contracts").glob("*.json"):
         assert json.loads(path.read_text())["name"] == path.stem
