@@ -60,6 +60,9 @@ def write_bundle(system: System, arguments: Sequence[str]) -> Bundle:
     configuration["process"]["args"] = list(arguments)
     configuration["process"]["terminal"] = False
     configuration.pop("hooks", None)
+    for namespace in configuration["linux"]["namespaces"]:
+        # Ours is the runtime helper's, and gone with the container; runc makes one for each.
+        namespace.pop("path", None)
     configuration["linux"]["cgroupsPath"] = "/bench-runc"
     (folder / "config.json").write_text(json.dumps(configuration))
     return Bundle(path=folder, state=system.folder / "runc")
