@@ -27,7 +27,7 @@ from container.contracts.stored import (
     read_network,
 )
 from container.ipc import DataLoss
-from container.storage.durable import make_folder, sync_folder
+from container.storage.durable import make_folder, sync_folder, write_new
 
 _log = logging.getLogger(__name__)
 
@@ -108,10 +108,7 @@ class NetworkStore:
                 (HELPER_DOCUMENT, helper_document(network)),
                 (NETWORK_DOCUMENT, network_documents.encode(network)),
             ):
-                with open(hidden / name, "xb", opener=_private) as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_new(hidden / name, data)
             hidden.rename(self._folder / network.id)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -136,7 +133,3 @@ class NetworkStore:
             return
         sync_folder(self._folder)
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -35,7 +35,7 @@ from container.contracts.stored import (
     read_container,
 )
 from container.ipc import DataLoss
-from container.storage.durable import make_folder, sweep_temporary, sync_folder
+from container.storage.durable import make_folder, sweep_temporary, sync_folder, write_new
 
 _log = logging.getLogger(__name__)
 
@@ -110,10 +110,7 @@ class ContainerStore:
         try:
             # The folder's own sync is spared: syncing a file that was just made also makes its name
             # durable on ext4, xfs, btrfs and f2fs, and the rename below is synced.
-            with open(hidden / DOCUMENT, "xb", opener=_private) as file:
-                file.write(container_documents.encode(container))
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(hidden / DOCUMENT, container_documents.encode(container))
             hidden.rename(self._folder / container.id)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -222,7 +219,3 @@ def mounts_below(folder: Path) -> list[str]:
             if point.startswith(beginning):
                 found.append(os.fsdecode(point))
     return found
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -28,7 +28,7 @@ from container.contracts.stored_volumes import (
 )
 from container.contracts.volumes import Volume
 from container.ipc import DataLoss
-from container.storage.durable import make_folder, sync_folder
+from container.storage.durable import make_folder, sync_folder, write_new
 
 _log = logging.getLogger(__name__)
 
@@ -100,10 +100,7 @@ class VolumeStore:
         make_folder(self._folder)
         hidden.mkdir(mode=0o700)
         try:
-            with open(hidden / VOLUME_DOCUMENT, "xb", opener=_private) as file:
-                file.write(encode_volume(volume))
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(hidden / VOLUME_DOCUMENT, encode_volume(volume))
             sync_folder(hidden)
             sync_folder(self._folder)
         except BaseException:
@@ -150,7 +147,3 @@ class VolumeStore:
             except FileNotFoundError:
                 continue
         sync_folder(self._folder)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

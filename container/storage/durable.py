@@ -80,3 +80,21 @@ def sync_file_system(folder: Path) -> None:
             raise OSError(number, os.strerror(number), str(folder))
     finally:
         os.close(descriptor)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, of mode 0600; its content is durable when this returns.
+
+    Its name is once its folder is synced.
+
+    Raises:
+        OSError: it is there, or there is no space.
+    """
+
+    def private(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    with open(path, "xb", opener=private) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
