@@ -66,3 +66,16 @@ def _add(found: dict[str, str], text: str, host: Mapping[str, str], where: str) 
         found[name] = value
     elif name in host:
         found[name] = host[name]
+
+
+def parse_driver_options(texts: tuple[str, ...]) -> dict[str, str]:
+    """Return the options of `--opt KEY=VALUE`."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageRefused(f'"{text}" is no option of a driver: use KEY=VALUE')
+        if key in found:
+            raise UsageRefused(f'--opt "{key}" is given twice')
+        found[key] = value
+    return found

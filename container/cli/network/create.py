@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from container.cli import networking
-from container.cli.environment import parse_labels
+from container.cli.environment import parse_driver_options, parse_labels
 from container.cli.failure import UsageRefused
 from container.cli.groups import Verb
 from container.cli.session import QUICK, Session
@@ -64,7 +64,7 @@ def network_options(name: str, values: dict[str, Any]) -> NetworkOptions:
         ipv6=values["ipv6"],
         internal=values["internal"],
         mtu=None if values["mtu"] is None else networking.parse_mtu(values["mtu"]),
-        options=parse_options(values["opt"]),
+        options=parse_driver_options(values["opt"]),
         labels=parse_labels(values["label"]),
         names=not values["disable_dns"],
     )
@@ -86,19 +86,6 @@ def parse_subnet(text: str) -> str:
     if ipaddress.ip_address(address) != found.network_address:
         raise UsageRefused(f'"{text}" is an address in the range {found}: use that')
     return str(found)
-
-
-def parse_options(texts: tuple[str, ...]) -> dict[str, str]:
-    """Return the options of `--opt KEY=VALUE`."""
-    found: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise UsageRefused(f'"{text}" is no option of a driver: use KEY=VALUE')
-        if key in found:
-            raise UsageRefused(f'--opt "{key}" is given twice')
-        found[key] = value
-    return found
 
 
 async def _create(session: Session, options: NetworkOptions) -> None:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from container.cli.environment import parse_labels
-from container.cli.failure import UsageRefused
+from container.cli.environment import parse_driver_options, parse_labels
 from container.cli.groups import Verb
 from container.cli.session import QUICK, Session
 
@@ -42,22 +41,9 @@ def command(
     from container.contracts.volumes import VolumeOptions
 
     options = VolumeOptions(
-        name=name, driver=driver, options=parse_options(opt), labels=parse_labels(label)
+        name=name, driver=driver, options=parse_driver_options(opt), labels=parse_labels(label)
     )
     session.run(_create, session, options)
-
-
-def parse_options(texts: tuple[str, ...]) -> dict[str, str]:
-    """Return the options of `--opt KEY=VALUE`."""
-    found: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise UsageRefused(f'"{text}" is no option of a driver: use KEY=VALUE')
-        if key in found:
-            raise UsageRefused(f'--opt "{key}" is given twice')
-        found[key] = value
-    return found
 
 
 async def _create(session: Session, options: VolumeOptions) -> None:
