@@ -36,6 +36,7 @@ from container.storage.paths import Paths
 from container.testing.busybox import Entry, write_layout
 from container.testing.fault_steps import VARIABLE, write_site
 from container.testing.faults import Fault, Gate, Plan, Step
+from container.testing.network import NetworkNamespace
 from tests.images.registries import FakeRegistry
 from tests.system.conftest import COMMAND, Machine
 
@@ -371,6 +372,19 @@ def run_all(
     say: Callable[[str], None] = print,
 ) -> list[Verdict]:
     """Run triples, at most `count`, and begin none after so many seconds; return the verdicts."""
+    with NetworkNamespace() as outside, outside.entered():  # bridges and rules end with it
+        return _run_all(count, seed, only, seconds, operations, jobs, say)
+
+
+def _run_all(
+    count: int | None,
+    seed: int,
+    only: str,
+    seconds: float,
+    operations: Sequence[Operation],
+    jobs: int,
+    say: Callable[[str], None],
+) -> list[Verdict]:
     verdicts: list[Verdict] = []
     named = [o for o in operations if only.startswith(f"{o.name}:")]
     with bench() as made:
