@@ -31,10 +31,11 @@ PR_SET_CHILD_SUBREAPER = 36
 SESSION_MARK = "CONTAINER_TEST_SESSION"
 """Environment variable by which a process of this session is known, whoever its parent is."""
 
-for _number in (signal.SIGINT, signal.SIGQUIT):
-    # A shell's background job ignores them, and so would every process that a test signals.
-    if signal.getsignal(_number) is signal.SIG_IGN:
-        signal.signal(_number, signal.SIG_DFL)
+# A shell's background job ignores these, and so would every process that a test signals.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the default would end this process
+if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 os.environ["CONTAINER_NETWORK"] = "none"
 """No test touches the interfaces and rules of the machine: those of networks make namespaces of
