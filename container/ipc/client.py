@@ -115,7 +115,7 @@ async def connect(
     for contract in contracts:
         wanted |= asked(contract)
     async with open_connection(
-        transport, accepts=False, policy=policy, limits=limits, offered=wanted
+        transport, policy=policy, limits=limits, offered=wanted
     ) as connection:
         for contract in contracts:
             _check_version(connection, contract)

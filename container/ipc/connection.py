@@ -2,11 +2,12 @@
 
 The rules that keep it right:
 
-- Reader, writer and timers run in a shielded scope that only the connection ends: a cancelled
-  caller still gets its acknowledgement, and a server that is being cancelled still sends its
-  terminal frames.
-- The reader never waits for a write: two readers that answer would deadlock after a few full
+- What reads for callers, writes and keeps time runs in shielded tasks that only the connection
+  ends: a cancelled caller still gets its acknowledgement, and a server that is being cancelled
+  still sends its terminal frames. They begin when they are first needed.
+- What reads never waits for a write: two readers that answer would deadlock after a few full
   buffers.
+- At rest an accepted connection is one task: servers hold thousands.
 
 Frames are sent by `writing`, this side's calls wait in `calling`, the peer's run in `handling`,
 channels end in `channel_ends`, senders are judged in `judging`.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -89,9 +90,20 @@ class ConnectionStatistics:
 
 
 class Connection:
-    """One conversation. Made by `open_connection`; safe to use from any task of the loop.
+    """One conversation; safe to use from any task of the loop. Owns its transport.
 
-    `connection_proxy` gives the typed face; `calls` is what proxies are made of.
+    `open_connection` makes one that calls, `serve` runs one that was accepted. `connection_proxy`
+    gives the typed face; `calls` is what proxies are made of.
+
+    Args:
+        transport: One end, nothing said on it yet.
+        accepts: This side judges the peer's hello before it answers with its own.
+        policy: Judges the sender of each message.
+        limits: Bounds; announced in hello.
+        routes: What is served to the peer, by route path.
+        offered: Contracts for hello: served (accepting side) or asked for.
+        denied: Routes that the contract has and this endpoint does not offer.
+        load: What the server runs, shared by its connections.
     """
 
     def __init__(
@@ -101,7 +113,7 @@ class Connection:
         accepts: bool,
         routes: Mapping[str, Handler] | None = None,
         offered: Mapping[str, tuple[int, str]] | None = None,
-        denied: frozenset[str] = frozenset(),
+        denied: Container[str] = (),
         policy: Policy,
         limits: Limits,
         load: Load | None = None,
@@ -138,7 +150,7 @@ class Connection:
             self._dispatch,
             self._begin,
             self._lose,
-            hands_over=accepts,
+            self._end_handlers,
         )
         self._timers = Timers(self._start_timers)
         self.calls = Calls(
@@ -161,8 +173,13 @@ class Connection:
             accepts,
             self._lose,
         )
-        self._lost = trio.Event()
+        self._lost: trio.Event | None = None
+        """Set once the connection has ended, for who waits for that."""
+        self._nursery: trio.Nursery | None = None
         self._io: trio.Nursery | None = None
+        """Of the connection's own tasks, once there is one."""
+        self._wanted: tuple[tuple[Callable[[], Awaitable[None]], str], ...] = ()
+        """Those that are to be run in it."""
 
     @property
     def lost(self) -> bool:
@@ -238,7 +255,11 @@ class Connection:
 
     async def wait_lost(self) -> None:
         """Wait until the connection has ended."""
-        await self._lost.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self.lost:
+            if self._lost is None:
+                self._lost = trio.Event()
+            await self._lost.wait()
 
     # --- what comes ---------------------------------------------------------------------------
 
@@ -300,22 +321,6 @@ class Connection:
             return
         self.calls.failed(event)
 
-    async def serve(self) -> None:
-        """Run the peer's calls until the connection ends; cancelling it ends them first.
-
-        An accepting side says its hello here, when its handlers can run: the peer calls as soon
-        as it has read it.
-        """
-
-        def ready(nursery: trio.Nursery) -> None:
-            if self._accepts:
-                self._greeting.say()
-            if tracing.watchers:
-                self._handlers.tell_connection("connected", self.peer_process)
-            self._reader.hand_over(nursery)
-
-        await self._handlers.serve(ready)
-
     # --- life and death -----------------------------------------------------------------------
 
     def _lose(self, why: str) -> None:
@@ -324,13 +329,14 @@ class Connection:
             return
         self.calls.why = why
         self.calls.lost = self._reader.ended = True
-        self._lost.set()
+        if self._lost is not None:
+            self._lost.set()
         if tracing.watchers:
             self._handlers.tell_connection("lost", why)
         self.calls.lose()
         self._handlers.lose()
         self._writer.end()
-        self._greeting.over.set()
+        self._greeting.end()
         for descriptor in self._machine.abandon():
             os.close(descriptor)
         if self._io is not None:
@@ -343,34 +349,50 @@ class Connection:
         # said, and the end, are still to be read.
 
     def _start_writer(self) -> None:
-        if self._io is not None:
-            self._io.start_soon(self._writer.run)
+        self._start(self._writer.run, "connection writer")
 
     def _start_timers(self) -> None:
-        if self._io is not None:
-            self._io.start_soon(self._timers.run)
+        self._start(self._timers.run, "connection timers")
 
     def _start_liveness(self) -> None:
-        pings = self._transport.pings and math.isfinite(self._limits.liveness_seconds)
-        if pings and self._io is not None:
-            self._io.start_soon(self._liveness.watch)
+        if self._transport.pings and math.isfinite(self._limits.liveness_seconds):
+            self._start(self._liveness.watch, "connection pings")
+
+    def _start_reader(self) -> None:
+        self._start(self._reader.run, "connection reader")
+
+    def _start(self, run: Callable[[], Awaitable[None]], name: str) -> None:
+        """Run one of the connection's own tasks until it ends."""
+        if self._io is not None:
+            self._io.start_soon(run, name=name)
+        elif self._nursery is not None and not self.lost:
+            self._wanted += ((run, name),)
+            if len(self._wanted) == 1:
+                self._nursery.start_soon(self._run_io, name=name)
 
     async def _run_io(self) -> None:
+        # A nursery of their own, since a cancelled caller starts some of them: Trio takes no task
+        # more into a nursery while it tells that one's tasks that they are cancelled.
         with trio.CancelScope(shield=True):
             try:
                 async with trio.open_nursery() as nursery:
-                    self._io = nursery
                     if self.lost:
                         return
-                    if self._writer.started:
-                        self._start_writer()
-                    await self._reader.run()
+                    self._io = nursery
+                    (first, _), *others = self._wanted
+                    for run, name in others:
+                        nursery.start_soon(run, name=name)
+                    await first()
             finally:
                 self._io = None
                 self._lose("closed")
 
-    async def _greet(self) -> None:
-        await self._greeting.exchange()
+    def _end_handlers(self) -> None:
+        self._handlers.stop()
+        self._start_reader()
+
+    async def _greet(self, wait: Callable[[], Awaitable[None]]) -> None:
+        await self._greeting.exchange(wait)
         if self.lost:
             raise PeerGone(
                 f"the connection ended before a hello came ({self.calls.why})",
@@ -378,11 +400,85 @@ class Connection:
                 why=self.calls.why or "closed",
             )
 
+    async def serve(self, met: Callable[[], bool]) -> None:
+        """Judge the peer's hello, then run its calls until the connection ends.
+
+        Cancelling it ends the handlers first; their terminal frames still leave.
+
+        Args:
+            met: Called once the peer's hello was admitted, before it can call; False if it is not
+                to be served any more.
+
+        Raises:
+            PeerGone, PermissionDenied, Incompatible: no conversation came about.
+        """
+        looking = awake.add(self._transport.descriptor)
+        try:
+            await self._greet(self._read_hello)
+            if not met():
+                return
+            async with trio.open_nursery() as self._nursery:
+                try:
+                    self._handlers.open(self._nursery)
+                    # The peer calls as soon as it has read this.
+                    self._greeting.say()
+                    if tracing.watchers:
+                        self._handlers.tell_connection("connected", self.peer_process)
+                    await self._reader.lead(self._nursery)
+                finally:
+                    self._nursery.cancel_scope.cancel()
+                    await self._end()
+        finally:
+            self._lose("closed")
+            awake.remove(looking, self._transport.descriptor)
+            self._transport.close()
+
+    async def _end(self) -> None:
+        """Wait until the handlers have ended, which were cancelled, and end."""
+        self._handlers.stop()
+        try:
+            with trio.CancelScope(shield=True):
+                await self._handlers.wait_idle()
+            await self._close()
+        finally:
+            self._lose("closed")
+
+    def _read_hello(self) -> Awaitable[None]:
+        return self._reader.run(self._greeting.is_over)
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncGenerator[None]:
+        """Greet the peer, and be there for calls while the block runs.
+
+        Raises:
+            PeerGone, PermissionDenied, Incompatible, Overloaded: no conversation came about.
+        """
+        # What the block raises must not be wrapped in a group by the nursery of our own tasks, so
+        # it is carried around it.
+        raised: BaseException | None = None
+        looking = awake.add(self._transport.descriptor)
+        async with trio.open_nursery() as self._nursery:
+            self._start_reader()
+            try:
+                await self._greet(self._greeting.wait)
+                yield
+            except BaseException as error:
+                raised = error
+            try:
+                await self._close()
+            finally:
+                awake.remove(looking, self._transport.descriptor)
+                self._transport.close()
+        if raised is not None:
+            raise raised
+
     async def _close(self) -> None:
         """End what is awaited here, write what is queued, bounded, say goodbye, and end."""
         if not self.lost and self._accepts:
-            # What was called before the goodbye is refused by name, not dropped.
-            await self._reader.settle()
+            # What was called before the goodbye is refused by name, not dropped: our own reader
+            # begins, and reads what is there.
+            for _ in range(2):
+                await trio.lowlevel.cancel_shielded_checkpoint()
         if not self.lost:
             self.calls.close()
             if self._machine.says_goodbye and self._machine.state is State.OPEN:
@@ -396,54 +492,23 @@ class Connection:
 async def open_connection(
     transport: Transport,
     *,
-    accepts: bool,
     policy: Policy,
     limits: Limits | None = None,
-    routes: Mapping[str, Handler] | None = None,
     offered: Mapping[str, tuple[int, str]] | None = None,
-    denied: frozenset[str] = frozenset(),
-    load: Load | None = None,
 ) -> AsyncGenerator[Connection]:
-    """Speak on a transport while the block runs; owns the transport.
+    """Speak to a server on a transport while the block runs; owns the transport.
 
     Args:
         transport: One end, nothing said on it yet.
-        accepts: This side judges the peer's hello before it answers with its own.
         policy: Judges the sender of each message.
         limits: Bounds; announced in hello.
-        routes: What is served to the peer, by route path.
-        offered: Contracts for hello: served (accepting side) or asked for.
-        denied: Routes that the contract has and this endpoint does not offer.
-        load: What the server runs, shared by its connections.
+        offered: Contracts that are asked for.
 
     Raises:
         PeerGone, PermissionDenied, Incompatible, Overloaded: no conversation came about.
     """
     connection = Connection(
-        transport,
-        accepts=accepts,
-        routes=routes,
-        offered=offered,
-        denied=denied,
-        policy=policy,
-        limits=limits or Limits(),
-        load=load,
+        transport, accepts=False, offered=offered, policy=policy, limits=limits or Limits()
     )
-    # What the block raises must not be wrapped in a group by the nursery of our own tasks, so it
-    # is carried around it.
-    raised: BaseException | None = None
-    looking = awake.add(transport.descriptor)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(connection._run_io)  # pyright: ignore[reportPrivateUsage]
-        try:
-            await connection._greet()  # pyright: ignore[reportPrivateUsage]
-            yield connection
-        except BaseException as error:
-            raised = error
-        try:
-            await connection._close()  # pyright: ignore[reportPrivateUsage]
-        finally:
-            awake.remove(looking, transport.descriptor)
-            transport.close()
-    if raised is not None:
-        raise raised
+    async with connection.hold():
+        yield connection

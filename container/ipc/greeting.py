@@ -6,7 +6,7 @@ nothing but that it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
@@ -50,19 +50,36 @@ class Greeting:
         self._writer = writer
         self._judge = judge
         self._transport = transport
-        self._offered = dict(offered)
+        self._offered = offered
         self._accepts = accepts
         self._lose = lose
         self._seconds = limits.hello_seconds if accepts else limits.launch_seconds
         self._refusal: Exception | None = None
-        self.over = trio.Event()
-        """The peer's hello was admitted, or will not be."""
+        self._over = False
+        self._heard: trio.Event | None = None
+
+    def is_over(self) -> bool:
+        """Was the peer's hello admitted, or will it not be?"""
+        return self._over
+
+    def end(self) -> None:
+        """It is over, however it ended."""
+        self._over = True
+        if self._heard is not None:
+            self._heard.set()
+
+    async def wait(self) -> None:
+        """Wait until it is over; somebody else reads."""
+        if not self._over:
+            self._heard = trio.Event()
+            await self._heard.wait()
 
     def say(self) -> None:
         """Send this side's hello."""
         from container import __version__
 
-        self._writer.send_control(self._machine.hello(self._offered, process_name(), __version__))
+        hello = self._machine.hello(dict(self._offered), process_name(), __version__)
+        self._writer.send_control(hello)
 
     def take(self, event: HelloReceived) -> None:
         """Judge the peer's hello; one that is not admitted ends the connection."""
@@ -77,7 +94,7 @@ class Greeting:
             error = self._judge.stranger(event.sender, "hello")
         else:
             self._transport.admit_descriptors()
-            self.over.set()
+            self.end()
             return
         if self._accepts:
             wire = to_wire(error, "hello")
@@ -90,8 +107,11 @@ class Greeting:
         """The peer ends the connection with an error; `exchange` raises it."""
         self._refusal = error
 
-    async def exchange(self) -> None:
+    async def exchange(self, wait: Callable[[], Awaitable[None]]) -> None:
         """Wait until the peer's hello was admitted, or the connection has ended.
+
+        Args:
+            wait: Returns when it is over.
 
         Raises:
             PeerGone: no hello came in time.
@@ -100,7 +120,7 @@ class Greeting:
         if not self._accepts:
             self.say()
         with trio.move_on_after(self._seconds) as scope:
-            await self.over.wait()
+            await wait()
         if scope.cancelled_caught:
             self._lose("unresponsive")
             raise PeerGone(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, cast
 
@@ -134,7 +134,7 @@ class Handlers:
         limits: Limits,
         routes: Mapping[str, Handler],
         offered: Mapping[str, tuple[int, str]],
-        denied: frozenset[str],
+        denied: Container[str],
         load: Load,
     ) -> None:
         self._load = load
@@ -152,7 +152,7 @@ class Handlers:
         self._stopping = False
         self._idle: trio.Event | None = None
         """Set once nothing runs, for who waits for that."""
-        self._lost = trio.Event()
+        self._lost = False
         self.overstayed = 0
         """Handlers that overstayed their caller's grace."""
         self._at_end: set[Callable[[], None]] = set()
@@ -168,33 +168,30 @@ class Handlers:
 
     # --- running them -------------------------------------------------------------------------
 
-    async def serve(self, ready: Callable[[trio.Nursery], None]) -> None:
-        """Run the peer's calls until the connection ends; cancelling it ends them first.
-
-        A terminal frame that the peer does not read delays the end by at most the drain time.
-
-        Args:
-            ready: Called with the handlers' nursery once calls can be taken.
-        """
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                ready(nursery)
-                try:
-                    await self._lost.wait()
-                finally:
-                    self._stop()
-                    nursery.cancel_scope.cancel()
-        finally:
-            self._nursery = None
+    def open(self, nursery: trio.Nursery) -> None:
+        """Run calls in a nursery from now on; it is cancelled when the connection ends."""
+        self._nursery = nursery
 
     async def wait_idle(self) -> None:
-        """Wait until no handler runs."""
-        if self._running:
-            self._idle = self._idle or trio.Event()
+        """Wait until no handler runs, and the answers of those that ran have left."""
+        while self._running or self._answering:
+            if self._idle is None:
+                self._idle = trio.Event()
             await self._idle.wait()
 
-    def _stop(self) -> None:
+    def _rests(self) -> None:
+        if self._idle is not None and not (self._running or self._answering):
+            self._idle.set()
+            self._idle = None
+
+    def stop(self) -> None:
+        """Start no more handlers, end detached blocks, and bound how long answers may wait.
+
+        The handlers themselves are ended by their nursery. A terminal frame that the peer does not
+        read delays the end by at most the drain time.
+        """
+        if self._stopping:
+            return
         self._stopping = True
         for handling in tuple(self._running.values()):
             handling.cancel_detached()
@@ -203,9 +200,11 @@ class Handlers:
 
     def lose(self) -> None:
         """End every handler: the connection has ended."""
-        self._lost.set()
+        self._lost = True
         for handling in tuple(self._running.values()):
             handling.cancel()
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
         at_end, self._at_end = self._at_end, set()
         for callback in at_end:
             callback()
@@ -431,10 +430,9 @@ class Handlers:
             if handling.timer is not None:
                 handling.timer.drop()
             self._load.end()
-            if self._idle is not None and not self._running:
-                self._idle.set()
+            self._rests()
             frame = None
-            if not self._lost.is_set():
+            if not self._lost:
                 if reply is not None:
                     frame = self._reply(handling, reply, outgoing)
                 else:
@@ -565,6 +563,7 @@ class Handlers:
                 await frame.written.wait()
             finally:
                 self._answering.discard(scope)
+                self._rests()
                 # Its descriptors close now: it can't be sent any more.
                 self._writer.withdraw(frame)
 

@@ -1,13 +1,14 @@
 """Who reads a connection: its own reader, or the task that will run the call that comes.
 
 A handler that never waits (most do not) runs in the very step that received its call, and its reply
-leaves in that step: no task is made, and the loop does not go round in between. So tasks in the
-handlers' nursery take turns to *lead*: the leader reads, and runs what it has read itself. Once a
-handler waits for the first time, the leader hands the reading on, and is a handler's task from then
-on; when that has ended it stands by.
+leaves in that step: no task is made, and the loop does not go round in between. So the tasks of an
+accepting connection take turns to *lead*: the leader reads, and runs what it has read itself. Once
+a handler waits for the first time, the leader hands the reading on, and is a handler's task from
+then on; when that has ended it stands by. The first leader is the connection's one task, and at
+rest there is no other.
 
-The connection's own reader lives in a shielded scope. It reads until handlers can run, and again
-when they are being ended, so that what still comes is heard.
+`Reader.run` reads and runs nothing. It does so where no handlers are, and in a shielded task of its
+own while they are being ended, so that what still comes is heard.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ logger = logging.getLogger("container.ipc")
 STANDING_BY = 4
 """So many tasks of one connection wait for their turn to lead; more end."""
 
+MAIN = 2**30
+"""The connection's own task always waits for its turn."""
+
 Begin = Callable[[CallReceived, Turn], Coroutine[Any, Any, None] | None]
+
+
+def _never() -> bool:
+    return False
 
 
 class Reader:
@@ -45,6 +53,8 @@ class Reader:
         hands_over: `hand_over` will be called.
         begin: Makes the coroutine that serves a call; None if the call was refused.
         lose: Ends the connection.
+        end_handlers: Called once the leader is cancelled: no more handlers are to run, and somebody
+            else is to read.
     """
 
     def __init__(
@@ -55,8 +65,7 @@ class Reader:
         dispatch: Callable[[Event], None],
         begin: Begin,
         lose: Callable[[str], None],
-        *,
-        hands_over: bool,
+        end_handlers: Callable[[], None],
     ) -> None:
         self.transport = transport
         self._machine = machine
@@ -64,26 +73,18 @@ class Reader:
         self.dispatch = dispatch
         self.begin = begin
         self._lose = lose
+        self.end_handlers = end_handlers
         self.ended = False
         self.full = False
         """The last read filled its buffer: more may be there."""
         self.leading: trio.Nursery | None = None
-        """Where leaders live; None if the connection's own reader reads."""
-        self._own: trio.lowlevel.Task | None = None
-        """The connection's own reader, while it waits for its turn."""
-        self._settled = not hands_over
-        self._own_wait: trio.CancelScope | None = None
+        """Where leaders live."""
         self.standing_by: list[trio.lowlevel.Task] = []
 
-    # --- the connection's own reader ----------------------------------------------------------
-
     @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
-        """Read until the connection ends, but for the time that others lead."""
-        while not self.ended:
-            if self.leading is not None:
-                await self._wait_for_turn()
-                continue
+    async def run(self, enough: Callable[[], bool] = _never) -> None:
+        """Read until the connection ends, or it is enough."""
+        while not (self.ended or enough()):
             events = self.take()
             if events is not None:
                 for event in events:
@@ -93,23 +94,8 @@ class Reader:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                     continue
                 # Else all was read: asking again would cost a system call to hear so.
-            if self.ended or self.leading is not None:
-                continue
-            if self._settled:
+            if not (self.ended or enough()):
                 await self.transport.wait_readable()
-            else:
-                with trio.CancelScope() as self._own_wait:
-                    await self.transport.wait_readable()
-                self._own_wait = None
-
-    async def _wait_for_turn(self) -> None:
-        self._own = trio.lowlevel.current_task()
-
-        def abort(_: Callable[[], Any]) -> trio.lowlevel.Abort:
-            self._own = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
 
     def take(self) -> list[Event] | None:
         """Return what one read gave; None if nothing is there."""
@@ -151,48 +137,34 @@ class Reader:
             self._lose(f"protocol: {error}")
             return []
 
-    async def settle(self) -> None:
-        """Let the connection's own reader read what is there, now that nobody leads any more."""
-        for _ in range(2):
-            await trio.lowlevel.cancel_shielded_checkpoint()
-
     # --- leaders ------------------------------------------------------------------------------
 
-    def hand_over(self, nursery: trio.Nursery) -> None:
-        """Let tasks in a nursery lead from now on, until it is cancelled."""
-        if self._settled:
-            return
-        self._settled = True
+    def lead(self, nursery: trio.Nursery) -> Coroutine[Any, Any, None]:
+        """Lead, serve and stand by in turn with tasks of a nursery, until the connection ends.
+
+        Cancelled, no more handlers are run; what was read until then was acted on.
+        """
         self.leading = nursery
-        if self._own_wait is not None:
-            # Only one task may wait for a socket; cancelled, this one does not any more.
-            self._own_wait.cancel()
-        self.pass_on()
+        return _Leader(self, MAIN).run()
 
     def pass_on(self) -> None:
         """Let another task lead."""
-        if self.leading is None:
-            self.give_back()
-        elif self.standing_by:
+        assert self.leading is not None
+        if self.standing_by:
             trio.lowlevel.reschedule(self.standing_by.pop())
         else:
-            self.leading.start_soon(_Leader(self).run, name="connection leader")
-
-    def give_back(self) -> None:
-        """Let the connection's own reader read."""
-        self.leading = None
-        own, self._own = self._own, None
-        if own is not None:
-            trio.lowlevel.reschedule(own)
+            self.leading.start_soon(_Leader(self, STANDING_BY).run, name="connection leader")
 
 
 class _Leader:
     """A task that reads, and runs what it has read."""
 
-    __slots__ = ("_leads", "_reader", "_rest", "_turn")
+    __slots__ = ("_leads", "_most", "_reader", "_rest", "_turn")
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, most: int) -> None:
         self._reader = reader
+        self._most = most
+        """It ends where so many stand by already."""
         self._leads = True
         self._rest: list[Event] = []
         self._turn = Turn()
@@ -204,8 +176,10 @@ class _Leader:
         task = trio.lowlevel.current_task()
         try:
             while not reader.ended:
+                # What was served is not kept while this task waits.
+                events = event = handler = None
                 if reader.full:
-                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    await trio.lowlevel.checkpoint()
                 else:
                     await reader.transport.wait_readable()
                 events = reader.take()
@@ -234,7 +208,7 @@ class _Leader:
         finally:
             self._turn.close()
             if self._leads:
-                reader.give_back()
+                reader.end_handlers()
 
     def waits(self) -> None:
         """The handler waits for the first time: what was and will be read is now others'."""
@@ -247,7 +221,7 @@ class _Leader:
     async def _stand_by(self) -> bool:
         """Wait for the next turn to lead; False if there are enough that do."""
         waiting = self._reader.standing_by
-        if len(waiting) >= STANDING_BY or self._reader.leading is None:
+        if len(waiting) >= self._most:
             return False
         task = trio.lowlevel.current_task()
         waiting.append(task)

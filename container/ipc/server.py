@@ -15,6 +15,7 @@ import stat
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -24,7 +25,7 @@ from container.ipc.actor import Actor
 from container.ipc.built_in import built_in
 from container.ipc.client import asked, connect_contract, socket_path
 from container.ipc.codec import codecs_of
-from container.ipc.connection import Connection, open_connection
+from container.ipc.connection import Connection
 from container.ipc.contract import Contract, ContractError, contracts_of
 from container.ipc.errors import AlreadyExists, ContainerError, Overloaded, PermissionDenied
 from container.ipc.handling import Handler, Load
@@ -127,28 +128,28 @@ class Server:
 
         Cancelling it cancels its handlers; their terminal frames still leave.
         """
+        connection = Connection(
+            transport,
+            accepts=True,
+            policy=self.policy,
+            limits=self.limits,
+            routes=self._routes,
+            offered=self._offered,
+            denied=self._denied,
+            load=self._load,
+        )
         try:
-            async with open_connection(
-                transport,
-                accepts=True,
-                policy=self.policy,
-                limits=self.limits,
-                routes=self._routes,
-                offered=self._offered,
-                denied=frozenset(self._denied),
-                load=self._load,
-            ) as connection:
-                self._live.add(connection)
-                try:
-                    if self._draining:
-                        return
-                    await connection.serve()
-                finally:
-                    self._live.discard(connection)
+            await connection.serve(partial(self._meet, connection))
         except ContainerError as error:
             logger.info("a connection did not come about: %s", error)
         except Exception:
             logger.exception("a connection failed")
+        finally:
+            self._live.discard(connection)
+
+    def _meet(self, connection: Connection) -> bool:
+        self._live.add(connection)
+        return not self._draining
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept and serve until cancelled. Does not close the listener.

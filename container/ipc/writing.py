@@ -214,7 +214,8 @@ class Writer:
             self._flush()
         while self._control or self._queue:
             frame = (self._queue or self._control)[-1]
-            frame.written = frame.written or trio.Event()
+            if frame.written is None:
+                frame.written = trio.Event()
             await frame.written.wait()
 
     @trio.lowlevel.enable_ki_protection

@@ -30,7 +30,7 @@ from container.ipc import (
     same_user_or_root,
 )
 from container.ipc.client import connect, connect_contract, connection_proxy
-from container.ipc.connection import open_connection
+from container.ipc.connection import Connection
 from container.ipc.server import Server
 from container.ipc.transport import Transport
 from container.ipc.wire.frames import HEADER, MAGIC, HelloPayload, Kind, pack
@@ -322,11 +322,12 @@ async def test_a_connection_that_ends_before_its_hello_says_no_goodbye(
     raw_peer: Callable[[], tuple[Transport, RawPeer]],
 ) -> None:
     ours, raw = raw_peer()
-    raw.send(raw.machine.hello({}, "peer", "0"))
-    async with open_connection(ours, accepts=True, policy=same_user_or_root) as connection:
+    connection = Connection(ours, accepts=True, policy=same_user_or_root, limits=Limits())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.serve, lambda: True)
         await trio.testing.wait_all_tasks_blocked()
-        # Its handlers don't run yet, so that it has not said hello.
         await connection.drain(0.1)
+        nursery.cancel_scope.cancel()
     said = b""
     with suppress(BlockingIOError):
         while data := raw.transport.receive().data:

@@ -40,7 +40,7 @@ MUTATIONS = [
     Mutation(
         "G1",
         "handling.py",
-        "        self._lost.set()\n        for handling in tuple(self._running.values()):\n"
+        "        self._lost = True\n        for handling in tuple(self._running.values()):\n"
         "            handling.cancel()\n",
         "        for handling in tuple(self._running.values()):\n            pass\n",
         "test_cancellation.py::test_a_lost_connection_cancels_the_handlers_of_its_calls",

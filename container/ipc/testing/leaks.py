@@ -16,13 +16,13 @@ import trio
 import trio.testing
 from attrs import field, frozen
 
-from container.ipc import liveness, reading, timers, writing
+from container.ipc import reading
 
 STEP = 0.005
 """Seconds between two looks at a process that has not come to rest."""
 
-CONNECTION_FILES = {module.__file__ for module in (reading, writing, timers, liveness)}
-"""Where the tasks of a connection are defined that live as long as it does."""
+LATE_TASKS = {"connection writer", "connection timers", "connection pings"}
+"""What a connection starts for itself, when it is first needed, and keeps while it lives."""
 
 
 class LeakFound(AssertionError):
@@ -111,13 +111,13 @@ class OpenThings:
 def _of_open_connection(task: trio.lowlevel.Task, earlier: OpenThings) -> bool:
     """Is this one of the tasks that a connection makes for itself when it first needs them?"""
     nursery = task.parent_nursery
+    if nursery is None:
+        return False
+    parent = nursery.parent_task
     code = getattr(task.coro, "cr_code", None)
-    return (
-        nursery is not None
-        and nursery.parent_task in earlier.tasks
-        and code is not None
-        and code.co_filename in CONNECTION_FILES
-    )
+    if task.name in LATE_TASKS:
+        return parent in earlier.tasks or _of_open_connection(parent, earlier)
+    return parent in earlier.tasks and code is not None and code.co_filename == reading.__file__
 
 
 class no_leaks:
